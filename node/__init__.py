@@ -1,0 +1,1 @@
+"""The node: the sidecar beside a container engine."""

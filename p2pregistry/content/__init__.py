@@ -1,0 +1,1 @@
+"""Pieces, metainfo, the UnixFS DAG and CAR files: pure functions over bytes."""

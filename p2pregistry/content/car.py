@@ -1,0 +1,90 @@
+"""CARv1: blocks one after another, each behind its length and CID (https://ipld.io/specs/transport/car/carv1/).
+
+A piece table travels as a CAR of the inner nodes. The reader trusts nothing in it: the header is skipped, and every
+block is hashed against its own CID.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Iterator
+
+from p2pregistry.content.unixfs import varint
+from p2pregistry.digest import CID_DAG_PB_PREFIX, CID_RAW_PREFIX
+from p2pregistry.errors import BadContent
+
+#: The largest block that IPFS networks move, bytes.
+MAX_BLOCK = 2 << 20
+
+
+def header(root: bytes) -> bytes:
+    """The header section of a CAR with one root (36-byte CID)."""
+    body = b"\xa2\x65roots\x81\xd8\x2a\x58\x25\x00" + root + b"\x67version\x01"
+    return varint(len(body)) + body
+
+
+def section(cid: bytes, block: bytes) -> bytes:
+    """One block with its length and CID in front."""
+    return varint(len(cid) + len(block)) + cid + block
+
+
+def write_table(root: bytes, blocks: Iterable[bytes]) -> bytes:
+    """A CAR of dag-pb blocks."""
+    return header(root) + b"".join(section(CID_DAG_PB_PREFIX + hashlib.sha256(b).digest(), b) for b in blocks)
+
+
+class CarReader:
+    """Feed bytes as they come; get verified blocks. ``close()`` raises BadContent if a block is left unfinished."""
+
+    def __init__(self, max_block: int = MAX_BLOCK) -> None:
+        self._buffer = bytearray()
+        self._header = True
+        self._limit = max_block + 64
+
+    def feed(self, data: bytes) -> Iterator[tuple[bytes, bytes]]:
+        """The (CID, block) pairs that are now whole. Raises BadContent at the first wrong one."""
+        self._buffer += data
+        while (found := self._next()) is not None:
+            body = found
+            if self._header:
+                self._header = False
+                continue
+            cid, block = body[:36], body[36:]
+            if cid[:4] not in (CID_RAW_PREFIX, CID_DAG_PB_PREFIX) or hashlib.sha256(block).digest() != cid[4:]:
+                raise BadContent("a block of the CAR does not match its CID")
+            yield cid, block
+
+    def _next(self) -> bytes | None:
+        length = shift = 0
+        for at, byte in enumerate(self._buffer):
+            length |= (byte & 0x7F) << shift
+            shift += 7
+            if byte < 0x80:
+                break
+            if shift > 28:
+                raise BadContent("a section of the CAR has a broken length")
+        else:
+            return None
+        if length > self._limit:
+            raise BadContent("a section of the CAR is too large")
+        if length == 0:
+            raise BadContent("a section of the CAR is empty")
+        end = at + 1 + length
+        if len(self._buffer) < end:
+            return None
+        body = bytes(self._buffer[at + 1 : end])
+        del self._buffer[:end]
+        return body
+
+    def close(self) -> None:
+        """Call at the end of the input."""
+        if self._buffer or self._header:
+            raise BadContent("the CAR is cut short")
+
+
+def read_table(data: bytes) -> dict[bytes, bytes]:
+    """The blocks of a whole CAR by CID. Raises BadContent."""
+    reader = CarReader()
+    blocks = dict(reader.feed(data))
+    reader.close()
+    return blocks

@@ -1,0 +1,1 @@
+"""Names, paths, manifests, ranges and media types of OCI: pure functions."""

@@ -1,0 +1,1 @@
+"""A Kademlia provider core: pure, on the libp2p kad-dht wire format."""

@@ -1,0 +1,1 @@
+"""HTTP: the listener and the handlers behind it."""

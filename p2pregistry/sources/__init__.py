@@ -1,0 +1,1 @@
+"""One place bytes come from each."""

@@ -1,0 +1,32 @@
+"""The seam ``Source``: one place that bytes of a blob come from."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import AbstractAsyncContextManager
+from typing import Protocol
+
+from p2pregistry.content.metainfo import BlobRef
+from p2pregistry.digest import Digest
+
+
+class Source(Protocol):
+    """A peer, the tracker, a gateway or an upstream registry. Nothing that comes from it is trusted before it is hashed."""
+
+    @property
+    def name(self) -> str:
+        """Unique among the sources of a flight, stable over time: a peer id, "tracker", a gateway's URL."""
+
+    @property
+    def kind(self) -> str:
+        """"peer", "tracker", "ipfs" or "upstream": the label of the byte counters."""
+
+    async def table(self, ref: BlobRef) -> dict[bytes, bytes]:
+        """The inner dag-pb blocks under ``ref.root``, by CID. Raises RemoteError or NotFound."""
+
+    def fetch(self, digest: Digest, offset: int, length: int) -> AbstractAsyncContextManager[AsyncIterator[bytes]]:
+        """Open the bytes ``offset``..``offset+length`` of the blob and yield them in chunks of any size.
+
+        Entering raises NotFound (it has not got them), RemoteBusy (later) or Unreachable; iterating raises Unreachable
+        when the bytes are cut short. Exactly ``length`` bytes are yielded otherwise. Leaving early cancels the request.
+        """

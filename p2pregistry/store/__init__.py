@@ -1,0 +1,1 @@
+"""Where a node and a tracker keep their bytes and records."""

@@ -1,0 +1,76 @@
+"""The seam ``BlobStore``: bytes of blobs, complete and on their way."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from typing import Protocol
+
+from p2pregistry.digest import Digest
+
+
+class Blob(Protocol):
+    """A complete blob, open for reading. It stays readable until closed, whatever happens to its name."""
+
+    @property
+    def digest(self) -> Digest: ...
+
+    @property
+    def size(self) -> int:
+        """Bytes."""
+
+    def fileno(self) -> int | None:
+        """A file descriptor whose offsets are the blob's, for sendfile; None where bytes are not in a file."""
+
+    async def read_at(self, offset: int, length: int) -> bytes:
+        """Up to ``length`` bytes from ``offset``; fewer only at the end of the blob."""
+
+    def close(self) -> None:
+        """Idempotent."""
+
+
+class Staged(Protocol):
+    """Bytes on their way to becoming a blob; kept under a key so that a restart finds them again."""
+
+    @property
+    def key(self) -> str: ...
+
+    async def write_at(self, offset: int, data: bytes | bytearray | memoryview) -> None:
+        """Write at ``offset``; holes are allowed. Raises StorageFull or LocalError."""
+
+    async def write_verified(self, offset: int, data: bytes | bytearray | memoryview, sha256: bytes) -> bool:
+        """Hash ``data`` and, if it has this sha256, write it, in one worker thread. False: not written."""
+
+    async def read_at(self, offset: int, length: int) -> bytes:
+        """Up to ``length`` bytes from ``offset``; holes read as zeros, the end comes where the furthest write ended."""
+
+    async def commit(self, digest: Digest) -> None:
+        """Make it the blob ``digest``: durable, then visible, at once and whole. The caller has verified the bytes.
+        If that blob is there already this one is discarded. The object may not be used afterwards."""
+
+    async def discard(self) -> None:
+        """Forget the bytes. Idempotent."""
+
+    def close(self) -> None:
+        """Let go of it but keep the bytes for ``stage`` to find. Idempotent."""
+
+
+class BlobStore(Protocol):
+    """Where blobs live. A blob is visible only when it is complete and durable."""
+
+    async def stage(self, key: str) -> Staged:
+        """Open the staged bytes under ``key`` ([A-Za-z0-9._-]{1,150}), new or left by an earlier run."""
+
+    async def staged(self) -> list[str]:
+        """Keys of staged bytes that exist."""
+
+    async def open(self, digest: Digest) -> Blob:
+        """Raises NotFound (BLOB_UNKNOWN)."""
+
+    async def size(self, digest: Digest) -> int:
+        """Bytes. Raises NotFound (BLOB_UNKNOWN)."""
+
+    async def delete(self, digest: Digest) -> None:
+        """Remove it; open readers keep reading. A blob that is not there is no error."""
+
+    def blobs(self) -> AsyncIterator[tuple[Digest, int]]:
+        """Every complete blob and its size; for start-up and scrubbing, not for hot paths."""

@@ -1,0 +1,1 @@
+"""Keys and the claims they sign."""

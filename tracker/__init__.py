@@ -1,0 +1,1 @@
+"""The tracker: the registry that takes pushes and owns the tags."""

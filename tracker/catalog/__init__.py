@@ -1,0 +1,1 @@
+"""The tracker's records: repositories, blobs, manifests and tags."""

@@ -1,0 +1,76 @@
+"""The seam ``Catalog``: what the tracker knows, whichever database keeps it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from p2pregistry.content.metainfo import BlobRef, Metainfo
+from p2pregistry.digest import Digest
+
+
+@dataclass(frozen=True, slots=True)
+class ManifestRecord:
+    """A manifest as it was pushed: exact bytes, media type, and the claim (a PASETO) that was signed for it."""
+
+    digest: Digest
+    media_type: str
+    body: bytes
+    claim: str
+
+
+@dataclass(frozen=True, slots=True)
+class NewManifest:
+    """A manifest on its way in. ``blobs`` and ``manifests`` are what it refers to and must be in the repository;
+    ``claimed`` is the part of ``blobs`` that the claim names (not foreign layers, not sparse children)."""
+
+    digest: Digest
+    media_type: str
+    body: bytes
+    blobs: tuple[Digest, ...]
+    manifests: tuple[Digest, ...]
+
+
+#: Signs a claim for a manifest; called with the blobs it may name, in the order of the manifest, without duplicates.
+Sign = Callable[[Sequence[BlobRef]], str]
+
+
+class Catalog(Protocol):
+    """Everything is per repository: a blob is visible in a repository only if it was pushed or mounted there.
+
+    Each method is one transaction. Concurrent calls for the same thing both succeed; the first push to a repository
+    creates it. A failed database raises LocalError.
+    """
+
+    async def add_blob(self, repository: str, blob: Metainfo) -> None:
+        """The bytes of ``blob`` are stored: record it and put it in ``repository``. Repeating is no error."""
+
+    async def mount_blob(self, repository: str, digest: Digest, source: str | None) -> BlobRef | None:
+        """Put a blob of ``source`` (None: of any repository) in ``repository``; None if it is not there."""
+
+    async def blob(self, repository: str, digest: Digest) -> BlobRef | None:
+        """A blob of this repository, or None."""
+
+    async def metainfo(self, digest: Digest) -> Metainfo | None:
+        """The piece table of any blob that some manifest's claim names, for the peer API; else None."""
+
+    async def put_manifest(self, repository: str, manifest: NewManifest, tags: Sequence[str], sign: Sign) -> ManifestRecord:
+        """Store the manifest byte for byte and move ``tags`` to it.
+
+        Raises RequestError (MANIFEST_BLOB_UNKNOWN, status 404, detail naming the digests) if the repository lacks
+        something it refers to. Storing the same bytes again keeps the record and moves the tags; the claim is signed
+        anew, because blobs may have been added since.
+        """
+
+    async def manifest(self, repository: str, reference: str | Digest) -> ManifestRecord | None:
+        """By tag (str) or by digest."""
+
+    async def claims_for_blob(self, repository: str, digest: Digest) -> list[str]:
+        """Up to 3 claims of manifests of this repository that name the blob, newest first."""
+
+    async def manifest_anywhere(self, digest: Digest) -> list[ManifestRecord]:
+        """The manifest in every repository that has it (same bytes, one claim each), at most 20; for the peer API."""
+
+    async def tags(self, repository: str, *, after: str = "", limit: int = 1000) -> list[str]:
+        """Tags in ASCII order, those greater than ``after``. Raises NotFound (NAME_UNKNOWN)."""
