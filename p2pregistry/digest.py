@@ -36,10 +36,14 @@ class Digest:
         algorithm, colon, encoded = text.partition(":")
         length = ALGORITHMS.get(algorithm)
         if not colon or length is None:
-            raise RequestError("DIGEST_INVALID", "a digest is sha256:<hex> or sha512:<hex>", detail={"digest": text[:160]})
+            raise RequestError(
+                "DIGEST_INVALID", "a digest is sha256:<hex> or sha512:<hex>", detail={"digest": text[:160]}
+            )
         if len(encoded) != 2 * length or not _HEX.issuperset(encoded):
             raise RequestError(
-                "DIGEST_INVALID", f"a {algorithm} digest has {2 * length} lower-case hex digits", detail={"digest": text[:160]}
+                "DIGEST_INVALID",
+                f"a {algorithm} digest has {2 * length} lower-case hex digits",
+                detail={"digest": text[:160]},
             )
         return cls(algorithm, bytes.fromhex(encoded))
 
@@ -79,5 +83,7 @@ def parse_cid(text: str) -> bytes:
         except ValueError:
             cid = b""
     if len(cid) != 36 or cid[:4] not in (CID_RAW_PREFIX, CID_DAG_PB_PREFIX) or cid_text(cid) != text:
-        raise RequestError("DIGEST_INVALID", "not a canonical CIDv1 (raw or dag-pb, sha2-256)", detail={"cid": text[:160]})
+        raise RequestError(
+            "DIGEST_INVALID", "not a canonical CIDv1 (raw or dag-pb, sha2-256)", detail={"cid": text[:160]}
+        )
     return cid

@@ -44,8 +44,7 @@ class CarReader:
     def feed(self, data: bytes) -> Iterator[tuple[bytes, bytes]]:
         """The (CID, block) pairs that are now whole. Raises BadContent at the first wrong one."""
         self._buffer += data
-        while (found := self._next()) is not None:
-            body = found
+        while (body := self._next()) is not None:
             if self._header:
                 self._header = False
                 continue
@@ -55,13 +54,13 @@ class CarReader:
             yield cid, block
 
     def _next(self) -> bytes | None:
-        length = shift = 0
-        for at, byte in enumerate(self._buffer):
-            length |= (byte & 0x7F) << shift
-            shift += 7
+        length = used = 0
+        for byte in self._buffer:
+            length |= (byte & 0x7F) << 7 * used
+            used += 1
             if byte < 0x80:
                 break
-            if shift > 28:
+            if used > 4:
                 raise BadContent("a section of the CAR has a broken length")
         else:
             return None
@@ -69,10 +68,10 @@ class CarReader:
             raise BadContent("a section of the CAR is too large")
         if length == 0:
             raise BadContent("a section of the CAR is empty")
-        end = at + 1 + length
+        end = used + length
         if len(self._buffer) < end:
             return None
-        body = bytes(self._buffer[at + 1 : end])
+        body = bytes(self._buffer[used:end])
         del self._buffer[:end]
         return body
 

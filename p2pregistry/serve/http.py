@@ -45,7 +45,9 @@ class Request:
         # errors="strict": a path that is not UTF-8 is the caller's mistake, not a reason to guess
         try:
             self.path = unquote(raw, errors="strict") if "%" in raw else raw
-            self.query = tuple(parse_qsl(query, keep_blank_values=True, errors="strict", max_num_fields=100)) if query else ()
+            self.query = (
+                tuple(parse_qsl(query, keep_blank_values=True, errors="strict", max_num_fields=100)) if query else ()
+            )
         except ValueError as err:
             raise RequestError("NAME_INVALID", "the request path or query is not valid", status=400) from err
 

@@ -11,7 +11,7 @@ from p2pregistry.digest import Digest
 
 
 class Source(Protocol):
-    """A peer, the tracker, a gateway or an upstream registry. Nothing that comes from it is trusted before it is hashed."""
+    """A peer, the tracker, a gateway or an upstream registry. Nothing from it is trusted before it is hashed."""
 
     @property
     def name(self) -> str:
@@ -19,7 +19,7 @@ class Source(Protocol):
 
     @property
     def kind(self) -> str:
-        """"peer", "tracker", "ipfs" or "upstream": the label of the byte counters."""
+        """ "peer", "tracker", "ipfs" or "upstream": the label of the byte counters."""
 
     async def table(self, ref: BlobRef) -> dict[bytes, bytes]:
         """The inner dag-pb blocks under ``ref.root``, by CID. Raises RemoteError or NotFound."""
