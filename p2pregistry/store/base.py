@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from p2pregistry.digest import Digest
 
@@ -54,11 +54,23 @@ class Staged(Protocol):
         """Let go of it but keep the bytes for ``stage`` to find. Idempotent."""
 
 
+@runtime_checkable
+class Sparse(Protocol):
+    """Staged bytes that know which parts of them were never written."""
+
+    async def extents(self) -> list[tuple[int, int]]:
+        """(start, end) in bytes of the parts that may have been written, in order; the rest are holes."""
+
+
 class BlobStore(Protocol):
     """Where blobs live. A blob is visible only when it is complete and durable."""
 
     async def stage(self, key: str) -> Staged:
-        """Open the staged bytes under ``key`` ([A-Za-z0-9._-]{1,150}), new or left by an earlier run."""
+        """Open the staged bytes under ``key``, new or left by an earlier run.
+
+        A key is 1 to 150 of A-Z a-z 0-9 . _ - and does not begin with a dot (ValueError). Raises LocalError if they
+        are open already, StorageFull.
+        """
 
     async def staged(self) -> list[str]:
         """Keys of staged bytes that exist."""
