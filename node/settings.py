@@ -1,0 +1,142 @@
+"""What a node can be told."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+import msgspec
+
+from p2pregistry.errors import SettingsError
+from p2pregistry.settings import Port, Positive, Seconds, Section, Setting, Settings, Size
+
+MIB = 1024 * 1024
+GIB = 1024 * MIB
+Texts = tuple[str, ...]
+
+
+class Node(Section, frozen=True):
+    data_dir: Annotated[str, Setting("Where the node keeps its identity, index and blobs.")] = (
+        "/var/lib/p2pregistry/node"
+    )
+    zone: Annotated[str, Setting("A name for where this machine is; peers of the same zone are preferred.")] = ""
+    swarm: Annotated[str, Setting("The swarm this node belongs to; nodes of different swarms never meet.")] = "default"
+    log_format: Annotated[Literal["console", "json"], Setting("How log lines are written to standard error.")] = "json"
+    log_level: Annotated[
+        Literal["debug", "info", "warning", "error"], Setting("The least severe log lines that are written.")
+    ] = "info"
+
+
+class Pull(Section, frozen=True):
+    host: Annotated[Texts, Setting("Addresses the pull API listens on; keep it on loopback.")] = ("127.0.0.1", "::1")
+    port: Annotated[Port, Setting("Port of the pull API; 0 takes any free one.")] = 5000
+
+
+class Peer(Section, frozen=True):
+    host: Annotated[str, Setting("Address the peer API listens on.")] = "0.0.0.0"  # noqa: S104  # peers are other machines
+    port: Annotated[Port, Setting("Port of the peer API; 0 takes any free one.")] = 5001
+    advertise: Annotated[
+        str | None,
+        Setting(
+            "The base URL peers are told; unset: the address used toward the tracker.", example="http://10.0.0.7:5001"
+        ),
+    ] = None
+    max_uploads: Annotated[
+        Positive, Setting("Pieces sent to peers at the same time; more of them wait their turn.")
+    ] = 8
+
+
+class Libp2p(Section, frozen=True):
+    host: Annotated[str, Setting("Address libp2p listens on.")] = "0.0.0.0"  # noqa: S104  # peers are other machines
+    port: Annotated[Port, Setting("TCP port of libp2p; 0 takes any free one.")] = 5002
+    announce: Annotated[Texts, Setting("Multiaddrs told to others in place of the ones found; needed behind NAT.")] = ()
+    bootstrap: Annotated[Texts, Setting("Multiaddrs with /p2p/ of peers to join through, besides the tracker's.")] = ()
+
+
+class Metrics(Section, frozen=True):
+    host: Annotated[str, Setting("Address of /metrics, /livez and /readyz.")] = "127.0.0.1"
+    port: Annotated[Port, Setting("Port of /metrics, /livez and /readyz; 0 takes any free one.")] = 5003
+
+
+class Tracker(Section, frozen=True):
+    url: Annotated[
+        str | None,
+        Setting("Base URL of the tracker's peer API; unset: peers only.", example="https://registry.example.com:5051"),
+    ] = None
+    root_key: Annotated[
+        str | None,
+        Setting(
+            "The tracker's root key (k4.public...); unset: trust the first one seen and keep it.",
+            example="k4.public.AAAA",
+        ),
+    ] = None
+    names: Annotated[
+        Texts | None,
+        Setting(
+            "Registry names answered for in ?ns=; unset: the names the tracker says it has.",
+            example=["registry.example.com"],
+        ),
+    ] = None
+    timeout: Annotated[Seconds, Setting("How long the tracker may take to begin an answer.", unit="seconds")] = 10.0
+
+
+class Cache(Section, frozen=True):
+    max_bytes: Annotated[
+        Size | None,
+        Setting("The most the blobs may take; the least recently used go first.", unit="bytes", example=50 * GIB),
+    ] = None
+    min_free: Annotated[Size, Setting("Room kept free on the disk that holds the blobs.", unit="bytes")] = GIB
+    partial_age: Annotated[
+        Seconds, Setting("How long an unfinished download is kept for a later pull to go on from.", unit="seconds")
+    ] = 86400.0
+
+
+class Tags(Section, frozen=True):
+    max_age: Annotated[Seconds, Setting("How old a tag may be before the tracker is asked again.", unit="seconds")] = (
+        2.0
+    )
+    max_stale: Annotated[
+        Seconds | None,
+        Setting(
+            "How old a tag may be served while the tracker does not answer; unset: any age.",
+            unit="seconds",
+            example=86400.0,
+        ),
+    ] = None
+
+
+class Fetch(Section, frozen=True):
+    window: Annotated[Size, Setting("The most bytes on their way to this node at once.", unit="bytes")] = 32 * MIB
+    sources: Annotated[Positive, Setting("The most peers one blob is fetched from at once.")] = 8
+    lookup_wait: Annotated[
+        Seconds, Setting("How long a blob waits for peers to be found before the tracker is asked.", unit="seconds")
+    ] = 0.02
+    stall: Annotated[
+        Seconds, Setting("How long a source may send nothing before its piece is asked elsewhere.", unit="seconds")
+    ] = 5.0
+    linger: Annotated[
+        Seconds, Setting("How long a download without a reader goes on before it pauses.", unit="seconds")
+    ] = 60.0
+
+
+class NodeSettings(Settings, frozen=True):
+    """All settings of a node: ``settings.cache.max_bytes``."""
+
+    node: Node = msgspec.field(default_factory=Node)
+    pull: Pull = msgspec.field(default_factory=Pull)
+    peer: Peer = msgspec.field(default_factory=Peer)
+    libp2p: Libp2p = msgspec.field(default_factory=Libp2p)
+    metrics: Metrics = msgspec.field(default_factory=Metrics)
+    tracker: Tracker = msgspec.field(default_factory=Tracker)
+    cache: Cache = msgspec.field(default_factory=Cache)
+    tags: Tags = msgspec.field(default_factory=Tags)
+    fetch: Fetch = msgspec.field(default_factory=Fetch)
+
+    def check(self) -> None:
+        """Rules between values. Raises SettingsError."""
+        for path, url in (("tracker.url", self.tracker.url), ("peer.advertise", self.peer.advertise)):
+            if url is not None and not url.startswith(("http://", "https://")):
+                raise SettingsError(f"$.{path}: must begin with http:// or https://")
+        if self.tracker.root_key is not None and not self.tracker.root_key.startswith("k4.public."):
+            raise SettingsError("$.tracker.root_key: must be a PASERK public key (k4.public...)")
+        if not self.pull.host:
+            raise SettingsError("$.pull.host: at least one address is needed")

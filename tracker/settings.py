@@ -1,0 +1,143 @@
+"""What a tracker can be told."""
+
+from __future__ import annotations
+
+import ipaddress
+from pathlib import Path
+from typing import Annotated, Literal
+
+import msgspec
+
+from p2pregistry.errors import SettingsError
+from p2pregistry.settings import Port, Positive, Seconds, Section, Setting, Settings
+
+MIB = 1024 * 1024
+Texts = tuple[str, ...]
+
+
+class Tracker(Section, frozen=True):
+    data_dir: Annotated[
+        str, Setting("Where the tracker keeps its keys, blobs and, without a database of yours, Postgres.")
+    ] = "/var/lib/p2pregistry/tracker"
+    public_url: Annotated[
+        str | None,
+        Setting("The registry's URL as clients see it; unset: as it listens.", example="https://registry.example.com"),
+    ] = None
+    names: Annotated[
+        Texts, Setting("Registry names this tracker is, as they stand in image names; nodes answer ?ns= for them.")
+    ] = ()
+    insecure: Annotated[
+        bool, Setting("Listen beyond loopback without TLS; anyone on the network can then read passwords and images.")
+    ] = False
+    swarm: Annotated[str, Setting("The swarm this tracker serves; nodes of different swarms never meet.")] = "default"
+    log_format: Annotated[Literal["console", "json"], Setting("How log lines are written to standard error.")] = "json"
+    log_level: Annotated[
+        Literal["debug", "info", "warning", "error"], Setting("The least severe log lines that are written.")
+    ] = "info"
+
+
+class Registry(Section, frozen=True):
+    host: Annotated[Texts, Setting("Addresses the registry API listens on.")] = ("127.0.0.1",)
+    port: Annotated[Port, Setting("Port of the registry API (push and pull); 0 takes any free one.")] = 5050
+
+
+class Peer(Section, frozen=True):
+    host: Annotated[str, Setting("Address the peer API listens on.")] = "127.0.0.1"
+    port: Annotated[Port, Setting("Port of the peer API; 0 takes any free one.")] = 5051
+
+
+class Libp2p(Section, frozen=True):
+    host: Annotated[str, Setting("Address libp2p listens on.")] = "127.0.0.1"
+    port: Annotated[Port, Setting("TCP port of libp2p; 0 takes any free one.")] = 5052
+    announce: Annotated[Texts, Setting("Multiaddrs told to others in place of the ones found; needed behind NAT.")] = ()
+
+
+class Metrics(Section, frozen=True):
+    host: Annotated[str, Setting("Address of /metrics, /livez and /readyz.")] = "127.0.0.1"
+    port: Annotated[Port, Setting("Port of /metrics, /livez and /readyz; 0 takes any free one.")] = 5053
+
+
+class Database(Section, frozen=True):
+    dsn: Annotated[
+        str | None,
+        Setting(
+            "Your Postgres; unset: the tracker starts its own in its data directory.",
+            example="host=db dbname=p2pregistry",
+            secret=True,
+        ),
+    ] = None
+    dsn_file: Annotated[
+        str | None,
+        Setting(
+            "A file whose first line is the dsn, so that its password stands nowhere else.", example="/run/secrets/dsn"
+        ),
+    ] = None
+    pool: Annotated[Positive, Setting("The most connections to Postgres.")] = 8
+    statement_timeout: Annotated[Seconds, Setting("How long one SQL statement may take.", unit="seconds")] = 15.0
+
+
+class Auth(Section, frozen=True):
+    username: Annotated[str | None, Setting("The user who may push; unset: nobody may.", example="pusher")] = None
+    password_file: Annotated[
+        str | None, Setting("A file whose first line is that user's password.", example="/run/secrets/password")
+    ] = None
+    anonymous_pull: Annotated[bool, Setting("Anyone who reaches the registry may pull from it.")] = True
+
+
+class Uploads(Section, frozen=True):
+    max_manifest_bytes: Annotated[Positive, Setting("The largest manifest that is accepted.", unit="bytes")] = 8 * MIB
+    expiry: Annotated[Seconds, Setting("How long an unfinished upload is kept.", unit="seconds")] = 86400.0
+
+
+class TrackerSettings(Settings, frozen=True):
+    """All settings of a tracker: ``settings.registry.port``."""
+
+    tracker: Tracker = msgspec.field(default_factory=Tracker)
+    registry: Registry = msgspec.field(default_factory=Registry)
+    peer: Peer = msgspec.field(default_factory=Peer)
+    libp2p: Libp2p = msgspec.field(default_factory=Libp2p)
+    metrics: Metrics = msgspec.field(default_factory=Metrics)
+    database: Database = msgspec.field(default_factory=Database)
+    auth: Auth = msgspec.field(default_factory=Auth)
+    uploads: Uploads = msgspec.field(default_factory=Uploads)
+
+    def check(self) -> None:
+        """Rules between values. Raises SettingsError."""
+        if not self.registry.host:
+            raise SettingsError("$.registry.host: at least one address is needed")
+        plain = [("registry.host", host) for host in self.registry.host] + [("peer.host", self.peer.host)]
+        for path, host in plain:
+            if not self.tracker.insecure and not _loopback(host):
+                raise SettingsError(
+                    f"$.{path}: {host} is reachable from other machines and the tracker speaks plain HTTP;"
+                    " put a TLS proxy in front, or set tracker.insecure = true on a network you trust"
+                )
+        url = self.tracker.public_url
+        if url is not None and not url.startswith(("http://", "https://")):
+            raise SettingsError("$.tracker.public_url: must begin with http:// or https://")
+        if self.database.dsn is not None and self.database.dsn_file is not None:
+            raise SettingsError("$.database.dsn_file: database.dsn is set too; give one of them")
+        if (self.auth.username is None) != (self.auth.password_file is None):
+            raise SettingsError(
+                "$.auth.password_file: auth.username and auth.password_file are set together or not at all"
+            )
+
+
+def read_secret(path: str, setting: str) -> str:
+    """The first line of a secret's file. Raises SettingsError that names ``setting``, never the content."""
+    try:
+        line = Path(path).read_text(encoding="utf-8").partition("\n")[0].strip()
+    except (OSError, UnicodeDecodeError) as err:
+        raise SettingsError(f"$.{setting}: {path} cannot be read") from err
+    if not line:
+        raise SettingsError(f"$.{setting}: {path} is empty")
+    return line
+
+
+def _loopback(host: str) -> bool:
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False  # a name may resolve to anything
