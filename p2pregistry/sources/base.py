@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
 from contextlib import AbstractAsyncContextManager
 from typing import Protocol
 
 from p2pregistry.content.metainfo import BlobRef
 from p2pregistry.digest import Digest
+
+
+class Incoming(Protocol):
+    """Bytes on their way from a source."""
+
+    async def read_into(self, buffer: memoryview) -> int:
+        """Fill ``buffer`` from its start with what is there; the number of bytes, at least 1, never more than asked
+        for in all. Raises Unreachable when the bytes are cut short."""
 
 
 class Source(Protocol):
@@ -22,11 +29,11 @@ class Source(Protocol):
         """ "peer", "tracker", "ipfs" or "upstream": the label of the byte counters."""
 
     async def table(self, ref: BlobRef) -> dict[bytes, bytes]:
-        """The inner dag-pb blocks under ``ref.root``, by CID. Raises RemoteError or NotFound."""
+        """The inner dag-pb blocks under ``ref.root``, by CID, each hashed. Raises RemoteError or NotFound."""
 
-    def fetch(self, digest: Digest, offset: int, length: int) -> AbstractAsyncContextManager[AsyncIterator[bytes]]:
-        """Open the bytes ``offset``..``offset+length`` of the blob and yield them in chunks of any size.
+    def fetch(self, digest: Digest, offset: int, length: int) -> AbstractAsyncContextManager[Incoming]:
+        """Open the bytes ``offset`` .. ``offset + length`` of the blob.
 
-        Entering raises NotFound (it has not got them), RemoteBusy (later) or Unreachable; iterating raises Unreachable
-        when the bytes are cut short. Exactly ``length`` bytes are yielded otherwise. Leaving early cancels the request.
+        Entering raises NotFound (it has not got them), RemoteBusy (later) or Unreachable. Leaving early cancels the
+        request.
         """

@@ -1,0 +1,504 @@
+"""The plan of one flight: which piece from which source, and when to give up on either.
+
+Rules for editors. The plan is told what happened (methods) and answers with commands (lists). It does no I/O, reads no
+clock and draws no numbers of its own: ``now`` is seconds on any steady clock, randomness is handed in. Everything that
+decides stands here; the driver only obeys. After every method the invariants of ``check`` hold.
+
+Terms. A *request* asks one source for a run of neighbouring pieces. A *late* piece is one whose request takes longer
+than its source's rate promised; it may be asked of a second source (*hedging*). *Endgame* is when nothing is free any
+more: then every piece in flight counts as late for a source that is idle. A *holder* is a peer that has every piece.
+
+The tracker's role. It is the source of last resort for bytes, not of latency: where holders are known it is asked only
+for pieces they fail to deliver; while nobody knows yet whether there are holders it is asked for one piece at a time;
+where there are none it is an ordinary source.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from p2pregistry.pull.pieces import Pieces, Randrange
+
+MIB = 1 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """The plan's numbers. Bytes, seconds."""
+
+    piece: int = MIB
+    in_flight: int = 32 * MIB
+    per_source: int = 16 * MIB
+    #: bytes in flight are at most what arrives in this time
+    horizon: float = 0.5
+    #: pieces asked for in order ahead of each reader
+    window: int = 8
+    #: neighbouring pieces in one request, once a source is fast
+    run: int = 4
+    #: bytes a second from which a source counts as fast
+    fast: float = 8 * MIB
+    sources: int = 10
+    #: no byte for this long: the request is dropped and the source set back
+    silence: float = 3.0
+    #: a piece is late after this many times the expected time, and no sooner than ``late_floor``
+    late_factor: float = 3.0
+    late_floor: float = 0.4
+    #: the tracker takes over a piece of a holder only once it is this late
+    tracker_late: float = 1.5
+    #: with no source left, how long to look for new ones once bytes have flowed
+    patience: float = 60.0
+    look_up_every: float = 2.0
+    back_off: float = 0.5
+    back_off_most: float = 30.0
+    #: failures in a row after which a source is dropped from the flight
+    strikes: int = 5
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """Ask ``source`` for pieces ``first`` .. ``first + count``."""
+
+    id: int
+    source: str
+    first: int
+    count: int
+
+
+@dataclass(frozen=True, slots=True)
+class Cancel:
+    """End this request: what is left of it is not wanted from there any more."""
+
+    id: int
+
+
+@dataclass(frozen=True, slots=True)
+class Drop:
+    """Close this source; ``ban`` if it sent bytes that do not verify."""
+
+    source: str
+    why: str
+    ban: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class LookUp:
+    """Look for more sources; answer with ``looked_up``."""
+
+
+@dataclass(frozen=True, slots=True)
+class Finished:
+    """Every piece is here."""
+
+
+@dataclass(frozen=True, slots=True)
+class GiveUp:
+    """No source is left that could have the rest."""
+
+    why: str
+
+
+Command = Request | Cancel | Drop | LookUp | Finished | GiveUp
+
+
+@dataclass(slots=True)
+class _Out:
+    """A request that is out."""
+
+    request: Request
+    started: float
+    heard: float
+    expected: float
+    left: set[int]
+    late: bool = False
+
+
+@dataclass(slots=True)
+class _Source:
+    name: str
+    kind: str
+    near: bool
+    have: bytearray | None  # None: everything
+    rate: float = 0.0
+    out: dict[int, _Out] = field(default_factory=dict)
+    strikes: int = 0
+    resume: float = 0.0
+    reason: str = ""
+
+    @property
+    def pieces_out(self) -> int:
+        return sum(len(out.left) for out in self.out.values())
+
+    def has(self, index: int) -> bool:
+        return self.have is None or bool(self.have[index])
+
+
+class Plan:
+    """One blob's plan. Build it, tell it what happens, obey what it returns."""
+
+    def __init__(
+        self,
+        count: int,
+        *,
+        now: float,
+        randrange: Randrange,
+        limits: Limits | None = None,
+        have: frozenset[int] = frozenset(),
+    ) -> None:
+        self.limits = limits or Limits()
+        self.pieces = Pieces(count, have, randrange)
+        self._sources: dict[str, _Source] = {}
+        self._readers: dict[int, int] = {}
+        self._next_id = 0
+        self._looking = False
+        self._looked = False
+        self._look_at = now
+        self._moved = now  # when something last arrived, or the flight began
+        self._flowed = bool(have)
+        self._over = False
+        self._why = "no source has this blob"
+
+    # -- what happened ------------------------------------------------------------------------------------------
+
+    def begin(self, now: float) -> list[Command]:
+        """The first commands."""
+        return self._go(now)
+
+    def joined(
+        self, source: str, kind: str, now: float, *, have: bytes | None = None, near: bool = False
+    ) -> list[Command]:
+        """A source can be asked. ``have`` has one byte for each piece (None: it has all); ``near`` = same zone."""
+        if source in self._sources or self._over:
+            return []
+        if kind == "peer" and sum(s.kind == "peer" for s in self._sources.values()) >= self.limits.sources:
+            return []
+        self._sources[source] = _Source(source, kind, near, bytearray(have) if have is not None else None)
+        if have is not None:
+            for index, bit in enumerate(have):
+                if bit:
+                    self.pieces.seen(index, 1)
+        return self._go(now)
+
+    def left(self, source: str, now: float) -> list[Command]:
+        """A source is gone; its requests with it."""
+        self._remove(source)
+        return self._go(now)
+
+    def has(self, source: str, index: int, now: float) -> list[Command]:
+        """A source that lacked this piece has it now."""
+        entry = self._sources.get(source)
+        if entry is None or entry.have is None or entry.have[index]:
+            return []
+        entry.have[index] = 1
+        self.pieces.seen(index, 1)
+        return self._go(now)
+
+    def heard(self, request: int, now: float) -> None:
+        """Bytes of this request arrived."""
+        out = self._find(request)
+        if out is not None:
+            out[1].heard = now
+
+    def arrived(self, request: int, index: int, length: int, now: float) -> list[Command]:
+        """A piece of ``length`` bytes is here, verified and written."""
+        commands: list[Command] = []
+        found = self._find(request)
+        if found is not None:
+            source, out = found
+            out.left.discard(index)
+            self._measure(source, out, length, now)
+            if not out.left:
+                del source.out[request]
+        if self.pieces.arrive(index):
+            self._moved, self._flowed = now, True
+            commands += self._cancel_doubles(index)
+        return commands + self._go(now)
+
+    def ended(self, request: int, now: float) -> list[Command]:
+        """A request delivered all it was asked for."""
+        self._close(request)
+        return self._go(now)
+
+    def failed(self, request: int, why: str, now: float, *, retry_after: float | None = None) -> list[Command]:
+        """A request broke off. ``retry_after``: the source is only busy, for so many seconds."""
+        found = self._find(request)
+        if found is None:
+            return self._go(now)
+        source, _ = found
+        self._close(request)
+        if retry_after is not None:
+            source.resume = max(source.resume, now + retry_after)
+            return self._go(now)
+        return self._strike(source, why, now) + self._go(now)
+
+    def missing(self, source: str, now: float) -> list[Command]:
+        """A source says that it has not got the blob (any more)."""
+        return self._expel(source, "it does not have the blob") + self._go(now)
+
+    def bad(self, request: int, index: int, now: float) -> list[Command]:
+        """A piece did not verify: the source that sent it, and only that one, is to blame."""
+        found = self._find(request)
+        if found is None:
+            return self._go(now)
+        return self._expel(found[0].name, f"piece {index} does not verify", ban=True) + self._go(now)
+
+    def looked_up(self, now: float) -> list[Command]:
+        """A look-up has ended; what it found has joined."""
+        self._looking, self._looked = False, True
+        self._look_at = now + self.limits.look_up_every
+        return self._go(now)
+
+    def reader(self, reader: int, position: int | None, now: float) -> list[Command]:
+        """A reader is at this piece (None: it is gone)."""
+        if position is None:
+            self._readers.pop(reader, None)
+            return []
+        if self._readers.get(reader) == position:
+            return []
+        self._readers[reader] = position
+        return self._go(now)
+
+    def tick(self, now: float) -> list[Command]:
+        """Time has passed: drop what is silent, mark what is late, look for more."""
+        commands: list[Command] = []
+        for source in list(self._sources.values()):
+            heard = max((out.heard for out in source.out.values()), default=now)
+            for out in list(source.out.values()):
+                # a server sends whole pieces in turn, so one request may rightly wait while another is served
+                if now - heard > self.limits.silence or now - out.heard > 5 * self.limits.silence:
+                    commands.append(Cancel(out.request.id))
+                    self._close(out.request.id)
+                    if source.name in self._sources and source.resume <= now:
+                        commands += self._strike(source, "it fell silent", now)
+                elif now - out.started >= self._late_after(out):
+                    out.late = True
+        return commands + self._go(now)
+
+    def wake_at(self, now: float) -> float | None:
+        """When ``tick`` is wanted next, if nothing happens before."""
+        if self._over:
+            return None
+        times = [out.heard + self.limits.silence for source in self._sources.values() for out in source.out.values()]
+        for source in self._sources.values():
+            for out in source.out.values():
+                after = max(self._late_after(out), self.limits.tracker_late) if out.late else self._late_after(out)
+                if out.started + after > now or not out.late:
+                    times.append(out.started + after)
+            if source.resume > now:
+                times.append(source.resume)
+        if not self._looking:
+            times.append(self._look_at)
+        times.append(self._moved + self.limits.patience)
+        return max(min(times), now + 0.01)
+
+    def _late_after(self, out: _Out) -> float:
+        return max(self.limits.late_floor, self.limits.late_factor * out.expected)
+
+    # -- what to do ---------------------------------------------------------------------------------------------
+
+    def _go(self, now: float) -> list[Command]:
+        if self._over:
+            return []
+        if self.pieces.left == 0:
+            self._over = True
+            stop: list[Command] = [Cancel(id_) for source in self._sources.values() for id_ in source.out]
+            return [*stop, Finished()]
+        commands = self._fill(now)
+        usable = any(source.resume <= now or source.out for source in self._sources.values())
+        if not self._looking and now >= self._look_at and (not self._looked or not self._holders()):
+            self._looking = True
+            commands.append(LookUp())
+        if not usable and not self._looking:
+            # Before the first byte a miss is told at once; after it, somebody is reading: search on for a while.
+            waiting = any(source.resume > now for source in self._sources.values())
+            patience = self.limits.patience if self._flowed else (2.0 if waiting else 0.0)
+            if now - self._moved >= patience:
+                self._over = True
+                commands.append(GiveUp(self._why))
+        return commands
+
+    def _holders(self) -> list[_Source]:
+        return [s for s in self._sources.values() if s.kind == "peer" and s.have is None]
+
+    def _tracker_may(self, now: float) -> int:
+        """How many pieces the tracker may have out: the module's docstring says why."""
+        if any(holder.resume <= now for holder in self._holders()):
+            return 0
+        if self._looking or not self._looked:
+            return 1
+        return self.limits.per_source // self.limits.piece
+
+    def _fill(self, now: float) -> list[Command]:
+        commands: list[Command] = []
+        order = sorted(
+            (s for s in self._sources.values() if s.resume <= now),
+            key=lambda s: (s.kind == "tracker", not s.near, -s.rate),
+        )
+        progress = True
+        while progress:
+            progress = False
+            for source in order:
+                request = self._next_request(source, now)
+                if request is not None:
+                    commands.append(request)
+                    progress = True
+        return commands
+
+    def _room(self, source: _Source, now: float) -> int:
+        """How many more pieces this source may be asked for now."""
+        limits, piece = self.limits, self.limits.piece
+        most = max(1, min(limits.per_source, int(source.rate * limits.horizon)) // piece)
+        if source.rate == 0.0:
+            most = 2
+        if source.kind == "tracker":
+            most = min(most, self._tracker_may(now))
+        total = sum(s.pieces_out for s in self._sources.values())
+        # a slow source must not sit on the tail: together they hold at most half of what is missing
+        share = max(1, min(limits.in_flight // piece, (self.pieces.left + 1) // 2))
+        if len(self._sources) == 1:
+            share = limits.in_flight // piece
+        return min(most - source.pieces_out, share - total)
+
+    def _next_request(self, source: _Source, now: float) -> Request | None:
+        room = self._room(source, now)
+        first = self._pick(source) if room > 0 else None
+        if first is None:
+            return self._hedge(source, now)
+        count = 1
+        most = min(room, self.limits.run if source.rate >= self.limits.fast else 1)
+        while count < most and first + count < self.pieces.count and self._wants(source, first + count):
+            count += 1
+        return self._ask(source, first, count, now)
+
+    def _wants(self, source: _Source, index: int) -> bool:
+        return self.pieces.free(index) and source.has(index)
+
+    def _pick(self, source: _Source) -> int | None:
+        """The next free piece: in order just ahead of each reader, else the rarest."""
+        for position in self._readers.values():
+            for index in range(position, min(position + self.limits.window, self.pieces.count)):
+                if self._wants(source, index):
+                    return index
+        if len(self._sources) == 1 or all(s.have is None for s in self._sources.values()):
+            # nobody to trade with: in order from the first reader on serves the disk and the readers best
+            start = min(self._readers.values(), default=0)
+            return self._next_free(start)
+        return self.pieces.rarest(source.has)
+
+    def _next_free(self, start: int) -> int | None:
+        if self.pieces.free_left == 0:
+            return None
+        count = self.pieces.count
+        for step in range(count):
+            index = (start + step) % count
+            if self.pieces.free(index):
+                return index
+        return None
+
+    def _hedge(self, source: _Source, now: float) -> Request | None:
+        """An idle source takes over a piece that is late elsewhere, or any piece in flight at the very end."""
+        if source.out or self._over:
+            return None
+        endgame = self.pieces.free_left == 0
+        best: tuple[float, int] | None = None
+        for other in self._sources.values():
+            if other is source:
+                continue
+            for out in other.out.values():
+                if source.kind == "tracker":
+                    if not out.late or now - out.started < self.limits.tracker_late:
+                        continue
+                elif not out.late and not endgame:
+                    continue
+                for index in out.left:
+                    if source.has(index) and self.pieces.asked(index) == 1 and (best is None or out.started < best[0]):
+                        best = (out.started, index)
+        return self._ask(source, best[1], 1, now) if best is not None else None
+
+    def _ask(self, source: _Source, first: int, count: int, now: float) -> Request:
+        request = Request(self._next_id, source.name, first, count)
+        self._next_id += 1
+        ahead = (source.pieces_out + count) * self.limits.piece
+        expected = ahead / source.rate if source.rate else self.limits.silence / self.limits.late_factor
+        source.out[request.id] = _Out(request, now, now, expected, set(range(first, first + count)))
+        for index in range(first, first + count):
+            self.pieces.ask(index)
+        return request
+
+    # -- bookkeeping --------------------------------------------------------------------------------------------
+
+    def _find(self, request: int) -> tuple[_Source, _Out] | None:
+        for source in self._sources.values():
+            out = source.out.get(request)
+            if out is not None:
+                return source, out
+        return None
+
+    def _close(self, request: int) -> None:
+        found = self._find(request)
+        if found is not None:
+            source, out = found
+            del source.out[request]
+            for index in out.left:
+                self.pieces.release(index)
+
+    def _measure(self, source: _Source, out: _Out, length: int, now: float) -> None:
+        """The rate of a source: what one piece took, times how many requests share the line."""
+        took = max(now - out.started, 1e-4)
+        sample = length / took * max(1, len(source.out))
+        source.rate = sample if source.rate == 0.0 else 0.7 * source.rate + 0.3 * sample
+        out.started, out.heard, out.late = now, now, False
+        source.strikes = 0
+
+    def _cancel_doubles(self, index: int) -> list[Command]:
+        commands: list[Command] = []
+        for source in self._sources.values():
+            for out in list(source.out.values()):
+                if index in out.left:
+                    out.left.discard(index)
+                    if not out.left:
+                        del source.out[out.request.id]
+                        commands.append(Cancel(out.request.id))
+        return commands
+
+    def _strike(self, source: _Source, why: str, now: float) -> list[Command]:
+        source.strikes += 1
+        source.reason = why
+        self._why = f"{source.kind}: {why}"
+        wait = min(self.limits.back_off * 2 ** (source.strikes - 1), self.limits.back_off_most)
+        source.resume = now + wait
+        if source.strikes >= self.limits.strikes and source.kind == "peer":
+            return self._expel(source.name, why)
+        return []
+
+    def _expel(self, source: str, why: str, *, ban: bool = False) -> list[Command]:
+        entry = self._sources.get(source)
+        if entry is None:
+            return []
+        self._why = f"{entry.kind}: {why}"
+        commands: list[Command] = [Cancel(id_) for id_ in entry.out]
+        self._remove(source)
+        return [*commands, Drop(source, why, ban)]
+
+    def _remove(self, source: str) -> None:
+        entry = self._sources.get(source)
+        if entry is None:
+            return
+        for request in list(entry.out):
+            self._close(request)
+        if entry.have is not None:
+            for index, bit in enumerate(entry.have):
+                if bit:
+                    self.pieces.seen(index, -1)
+        del self._sources[source]
+
+    def check(self) -> None:
+        """The invariants, for tests: each raises AssertionError when broken."""
+        asked: dict[int, int] = {}
+        for source in self._sources.values():
+            for out in source.out.values():
+                assert out.left, "a request with nothing left is still open"
+                for index in out.left:
+                    assert not self.pieces.here(index), "a piece that is here is still asked for"
+                    asked[index] = asked.get(index, 0) + 1
+        assert asked == {index: self.pieces.asked(index) for index in self.pieces.in_flight()}
+        assert all(times <= 2 for times in asked.values()), "a piece is asked for more than twice"
