@@ -150,6 +150,17 @@ def load(
     return settings
 
 
+def pairs(texts: Sequence[str]) -> dict[str, object]:
+    """``section.key=value`` from the command line. Raises SettingsError."""
+    found: dict[str, object] = {}
+    for text in texts:
+        name, equals, value = text.partition("=")
+        if not equals:
+            raise SettingsError(f"--set {text}: write section.key=value")
+        found[name.strip()] = value
+    return found
+
+
 def _from_file(path: Path | None) -> Iterator[tuple[str, _Given]]:
     if path is None:
         return

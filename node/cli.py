@@ -1,0 +1,99 @@
+"""``p2pregistry node ...``: the daemon, and questions to a running one over its admin socket."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+if TYPE_CHECKING:
+    from node.settings import NodeSettings
+
+_config = click.option(
+    "--config", type=click.Path(dir_okay=False, path_type=Path), help="TOML file; see docs/configuration.md."
+)
+_data_dir = click.option("--data-dir", metavar="DIR", help="Where the node keeps everything.")
+_json = click.option("--json", "as_json", is_flag=True, help="One JSON document on standard output.")
+
+
+@click.group()
+def node() -> None:
+    """The sidecar beside a container engine: pull from localhost, layers from neighbours."""
+
+
+@node.command()
+@_config
+@_data_dir
+@click.option("--port", metavar="PORT", help="Port of the pull API on loopback.")
+@click.option("--tracker", "tracker_url", metavar="URL", help="Base URL of the tracker's peer API.")
+@click.option("--set", "sets", multiple=True, metavar="SECTION.KEY=VALUE", help="Any setting; may be repeated.")
+@_json
+@click.option("--ready-fd", type=int, hidden=True)
+@click.option("--parent-fd", type=int, hidden=True)
+def run(
+    config: Path | None,
+    data_dir: str | None,
+    port: str | None,
+    tracker_url: str | None,
+    sets: tuple[str, ...],
+    as_json: bool,
+    ready_fd: int | None,
+    parent_fd: int | None,
+) -> None:
+    """Run a node until Ctrl-C."""
+    settings = _settings(config, {"node.data_dir": data_dir, "pull.port": port, "tracker.url": tracker_url}, sets)
+    from node import app
+    from p2pregistry import daemon
+
+    daemon.run(app.run, settings, as_json=as_json, ready_fd=ready_fd, parent_fd=parent_fd)
+
+
+@node.command()
+@_config
+@_data_dir
+@_json
+def status(config: Path | None, data_dir: str | None, as_json: bool) -> None:
+    """What the running node holds and does."""
+    _show(_ask(config, data_dir, "/status"), as_json)
+
+
+@node.command()
+@_config
+@_data_dir
+@_json
+def peers(config: Path | None, data_dir: str | None, as_json: bool) -> None:
+    """The peers the running node is in touch with."""
+    _show(_ask(config, data_dir, "/peers"), as_json)
+
+
+def _settings(config: Path | None, overrides: dict[str, object], sets: tuple[str, ...] = ()) -> NodeSettings:
+    from node.settings import NodeSettings
+    from p2pregistry.settings import load, pairs
+
+    return load(NodeSettings, config, os.environ, overrides | pairs(sets))
+
+
+def _ask(config: Path | None, data_dir: str | None, path: str) -> Any:
+    from p2pregistry.admin import get
+
+    settings = _settings(config, {"node.data_dir": data_dir})
+    return get(Path(settings.node.data_dir) / "admin.sock", path)
+
+
+def _show(answer: Any, as_json: bool) -> None:
+    if as_json:
+        click.echo(json.dumps(answer))
+        return
+    rows = answer.get("peers", []) if isinstance(answer, dict) and "peers" in answer else answer
+    if isinstance(rows, list):
+        if not rows:
+            click.echo("none")
+        for row in rows:
+            click.echo("  ".join(str(value) for value in row.values()) if isinstance(row, dict) else str(row))
+        return
+    width = max((len(key) for key in rows), default=0)
+    for key, value in rows.items():
+        click.echo(f"{key:<{width}}  {value if isinstance(value, str | int | float) else json.dumps(value)}")

@@ -1,0 +1,3 @@
+from p2pregistry.cli import main
+
+main()

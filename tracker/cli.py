@@ -1,0 +1,77 @@
+"""``p2pregistry tracker ...``: the daemon and the operator's tools."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+if TYPE_CHECKING:
+    from tracker.settings import TrackerSettings
+
+_config = click.option(
+    "--config", type=click.Path(dir_okay=False, path_type=Path), help="TOML file; see docs/configuration.md."
+)
+_data_dir = click.option("--data-dir", metavar="DIR", help="Where the tracker keeps everything.")
+_database = click.option(
+    "--database", metavar="DSN", help="Your Postgres. A password is safer in the file named by database.dsn_file."
+)
+_sets = click.option("--set", "sets", multiple=True, metavar="SECTION.KEY=VALUE", help="Any setting; may be repeated.")
+
+
+@click.group()
+def tracker() -> None:
+    """The origin registry: takes pushes, owns the tags, tells nodes what is what."""
+
+
+@tracker.command()
+@_config
+@_data_dir
+@_database
+@click.option("--port", metavar="PORT", help="Port of the registry API.")
+@_sets
+@click.option("--json", "as_json", is_flag=True, help="One JSON line on standard output when ready.")
+@click.option("--ready-fd", type=int, hidden=True)
+@click.option("--parent-fd", type=int, hidden=True)
+def run(
+    config: Path | None,
+    data_dir: str | None,
+    database: str | None,
+    port: str | None,
+    sets: tuple[str, ...],
+    as_json: bool,
+    ready_fd: int | None,
+    parent_fd: int | None,
+) -> None:
+    """Run the tracker until Ctrl-C."""
+    overrides: dict[str, object] = {"tracker.data_dir": data_dir, "database.dsn": database, "registry.port": port}
+    settings = _settings(config, overrides, sets)
+    from p2pregistry import daemon
+    from tracker import app
+
+    daemon.run(app.run, settings, as_json=as_json, ready_fd=ready_fd, parent_fd=parent_fd)
+
+
+@tracker.command()
+@_config
+@_data_dir
+@_database
+@_sets
+def migrate(config: Path | None, data_dir: str | None, database: str | None, sets: tuple[str, ...]) -> None:
+    """Bring the database to this program's schema, then stop."""
+    settings = _settings(config, {"tracker.data_dir": data_dir, "database.dsn": database}, sets)
+    import trio
+
+    from tracker import app
+
+    trio.run(app.migrate, settings)
+    click.echo("the database is up to date", err=True)
+
+
+def _settings(config: Path | None, overrides: dict[str, object], sets: tuple[str, ...]) -> TrackerSettings:
+    from p2pregistry.settings import load, pairs
+    from tracker.settings import TrackerSettings
+
+    return load(TrackerSettings, config, os.environ, overrides | pairs(sets))
