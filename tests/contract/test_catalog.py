@@ -1,0 +1,36 @@
+"""Every catalog keeps every promise of ``tracker.catalog.check``."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+import pytest
+
+from tracker.catalog.base import Catalog
+from tracker.catalog.check import CASES
+from tracker.catalog.memory import MemoryCatalog
+from tracker.catalog.migrate import migrate
+from tracker.catalog.postgres import PostgresCatalog
+from tracker.db import Db
+
+
+@asynccontextmanager
+async def postgres_catalog(dsn: str) -> AsyncIterator[Catalog]:
+    db = Db(dsn)
+    try:
+        await migrate(db)
+        yield PostgresCatalog(db)
+    finally:
+        db.close()
+
+
+@pytest.mark.parametrize("case", CASES)
+async def test_memory(case: str) -> None:
+    await CASES[case](MemoryCatalog())
+
+
+@pytest.mark.parametrize("case", CASES)
+async def test_postgres(case: str, database: str) -> None:
+    async with postgres_catalog(database) as catalog:
+        await CASES[case](catalog)

@@ -1,0 +1,289 @@
+"""The catalog in Postgres. The schema and what its tables mean: migrations/0001_init.sql."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Final
+
+from p2pregistry.content.metainfo import BlobRef, Metainfo
+from p2pregistry.digest import Digest
+from p2pregistry.errors import NotFound, RequestError
+from tracker.catalog.base import ManifestRecord, NewManifest, Sign
+from tracker.db import Connection, Db
+
+#: Multicodec codes of the hashes, the first byte of a stored digest.
+_CODES: Final = {"sha256": b"\x12", "sha512": b"\x13"}
+_ALGORITHMS: Final = {0x12: "sha256", 0x13: "sha512"}
+
+_BLOB: Final = """
+select b.digest, b.size, b.root from blobs b
+join repository_blobs rb on rb.blob_id = b.id join repositories r on r.id = rb.repository_id
+where r.name = %s and b.digest = %s
+"""
+_MANIFEST_BY_TAG: Final = """
+select m.digest, rm.media_type, m.body, rm.claim from repositories r
+join tags t on t.repository_id = r.id
+join repository_manifests rm on rm.repository_id = r.id and rm.manifest_id = t.manifest_id
+join manifests m on m.id = rm.manifest_id
+where r.name = %s and t.name = %s
+"""
+_MANIFEST_BY_DIGEST: Final = """
+select m.digest, rm.media_type, m.body, rm.claim from repositories r
+join manifests m on m.digest = %s
+join repository_manifests rm on rm.repository_id = r.id and rm.manifest_id = m.id
+where r.name = %s
+"""
+_CLAIMS: Final = """
+select rm.claim from repositories r join blobs b on b.digest = %s
+join manifest_blobs mb on mb.blob_id = b.id and mb.repository_id = r.id
+join repository_manifests rm on rm.repository_id = r.id and rm.manifest_id = mb.manifest_id
+where r.name = %s order by rm.claim_number desc limit 3
+"""
+_ANYWHERE: Final = """
+select m.digest, rm.media_type, m.body, rm.claim from manifests m
+join repository_manifests rm on rm.manifest_id = m.id
+where m.digest = %s order by rm.claim_number desc limit 20
+"""
+_METAINFO: Final = """
+select digest, size, root, hashes from blobs b
+where digest = %s and exists (select from manifest_blobs where blob_id = b.id)
+"""
+_TAGS: Final = """
+select t.name from repositories r left join tags t on t.repository_id = r.id and t.name > %s
+where r.name = %s order by t.name limit %s
+"""
+# The key-share lock keeps a garbage collector from removing the rows before this transaction refers to them.
+_BLOBS_HERE: Final = """
+select b.id, b.digest, b.size, b.root from blobs b join repository_blobs rb on rb.blob_id = b.id
+where rb.repository_id = %s and b.digest = any(%s::bytea[]) for key share of rb
+"""
+_MANIFESTS_HERE: Final = """
+select m.id, m.digest from manifests m join repository_manifests rm on rm.manifest_id = m.id
+where rm.repository_id = %s and m.digest = any(%s::bytea[]) for key share of rm
+"""
+_PUT_MANIFEST: Final = """
+insert into repository_manifests (repository_id, manifest_id, media_type, claim, claim_number)
+values (%s, %s, %s, %s, nextval('claim_numbers'))
+on conflict (repository_id, manifest_id) do update set claim = excluded.claim, claim_number = excluded.claim_number
+returning media_type
+"""
+_PUT_TAG: Final = """
+insert into tags (repository_id, name, manifest_id) values (%s, %s, %s)
+on conflict (repository_id, name) do update set manifest_id = excluded.manifest_id, updated_at = now()
+"""
+
+
+def _key(digest: Digest) -> bytes:
+    return _CODES[digest.algorithm] + digest.raw
+
+
+def _digest(key: bytes) -> Digest:
+    return Digest(_ALGORITHMS[key[0]], key[1:])
+
+
+def _after(text: str) -> str:
+    """``text`` with what Postgres cannot take (NUL, lone surrogates) removed, and the same ASCII tags after it.
+
+    Nothing sorts between ``a`` and ``a`` NUL; all ASCII sorts before any other character, hence DEL in its place.
+    """
+    text = text.partition("\0")[0]
+    for i, character in enumerate(text):
+        if not character.isascii():
+            return text[:i] + "\x7f"
+    return text
+
+
+class PostgresCatalog:
+    """``Catalog`` on a database that ``tracker.catalog.migrate`` has prepared.
+
+    ``sign`` is called in a worker thread, inside the transaction.
+    """
+
+    def __init__(self, db: Db) -> None:
+        self._db = db
+
+    async def add_blob(self, repository: str, blob: Metainfo) -> None:
+        await self._db.tx(_add_blob, repository, blob, retry=True)
+
+    async def mount_blob(self, repository: str, digest: Digest, source: str | None) -> BlobRef | None:
+        return await self._db.tx(_mount_blob, repository, digest, source, retry=True)
+
+    async def blob(self, repository: str, digest: Digest) -> BlobRef | None:
+        return await self._db.query(_blob, repository, digest)
+
+    async def metainfo(self, digest: Digest) -> Metainfo | None:
+        return await self._db.query(_metainfo, digest)
+
+    async def put_manifest(
+        self, repository: str, manifest: NewManifest, tags: Sequence[str], sign: Sign
+    ) -> ManifestRecord:
+        return await self._db.tx(_put_manifest, repository, manifest, tags, sign, retry=True)
+
+    async def manifest(self, repository: str, reference: str | Digest) -> ManifestRecord | None:
+        return await self._db.query(_manifest, repository, reference)
+
+    async def claims_for_blob(self, repository: str, digest: Digest) -> list[str]:
+        return await self._db.query(_claims_for_blob, repository, digest)
+
+    async def manifest_anywhere(self, digest: Digest) -> list[ManifestRecord]:
+        return await self._db.query(_manifest_anywhere, digest)
+
+    async def tags(self, repository: str, *, after: str = "", limit: int = 1000) -> list[str]:
+        return await self._db.query(_tags, repository, after, limit)
+
+
+def _repository(connection: Connection, name: str) -> int:
+    """The id of a repository, which is made if it does not exist."""
+    # The plain look-up first: an insert that meets a row still uses up an id and writes to the log.
+    for _ in range(2):
+        row = connection.execute("select id from repositories where name = %s", (name,)).fetchone()
+        if row is None:
+            row = connection.execute(
+                "insert into repositories (name) values (%s) on conflict (name) do nothing returning id", (name,)
+            ).fetchone()
+        if row is not None:
+            return int(row[0])
+        # Another transaction made it while this one waited; the next statement sees it.
+    raise RuntimeError("a repository was removed while it was being made")
+
+
+def _link(connection: Connection, repository: str, blob_id: int) -> None:
+    connection.execute(
+        "insert into repository_blobs (repository_id, blob_id) values (%s, %s) on conflict do nothing",
+        (_repository(connection, repository), blob_id),
+    )
+
+
+def _add_blob(connection: Connection, repository: str, blob: Metainfo) -> None:
+    key = _key(blob.digest)
+    connection.execute(
+        "insert into blobs (digest, size, root, hashes) values (%s, %s, %s, %s) on conflict (digest) do nothing",
+        (key, blob.size, blob.root, blob.hashes),
+    )
+    row = connection.execute("select id from blobs where digest = %s for key share", (key,)).fetchone()
+    assert row is not None
+    _link(connection, repository, row[0])
+
+
+def _mount_blob(connection: Connection, repository: str, digest: Digest, source: str | None) -> BlobRef | None:
+    row = connection.execute(
+        """
+        select b.id, b.digest, b.size, b.root from blobs b
+        join repository_blobs rb on rb.blob_id = b.id join repositories r on r.id = rb.repository_id
+        where b.digest = %s and (%s::text is null or r.name = %s) limit 1 for key share of b, rb
+        """,
+        (_key(digest), source, source),
+    ).fetchone()
+    if row is None:
+        return None
+    _link(connection, repository, row[0])
+    return BlobRef(_digest(row[1]), row[2], row[3])
+
+
+def _blob(connection: Connection, repository: str, digest: Digest) -> BlobRef | None:
+    row = connection.execute(_BLOB, (repository, _key(digest))).fetchone()
+    return None if row is None else BlobRef(_digest(row[0]), row[1], row[2])
+
+
+def _metainfo(connection: Connection, digest: Digest) -> Metainfo | None:
+    row = connection.execute(_METAINFO, (_key(digest),)).fetchone()
+    return None if row is None else Metainfo(_digest(row[0]), row[1], row[2], row[3])
+
+
+def _put_manifest(
+    connection: Connection, repository: str, manifest: NewManifest, tags: Sequence[str], sign: Sign
+) -> ManifestRecord:
+    repository_id = _repository(connection, repository)
+    blobs, children = _references(connection, repository_id, manifest)
+    manifest_id = _store_body(connection, manifest)
+    claim = sign([ref for _, ref in blobs])
+    row = connection.execute(_PUT_MANIFEST, (repository_id, manifest_id, manifest.media_type, claim)).fetchone()
+    assert row is not None
+    _replace(
+        connection, "manifest_blobs", "manifest_id", "blob_id", (repository_id, manifest_id), [i for i, _ in blobs]
+    )
+    _replace(connection, "manifest_children", "parent_id", "child_id", (repository_id, manifest_id), children)
+    # In one order everywhere, so that two pushes of the same tags cannot wait for each other.
+    for tag in sorted(set(tags)):
+        connection.execute(_PUT_TAG, (repository_id, tag, manifest_id))
+    return ManifestRecord(manifest.digest, row[0], manifest.body, claim)
+
+
+def _references(
+    connection: Connection, repository_id: int, manifest: NewManifest
+) -> tuple[list[tuple[int, BlobRef]], list[int]]:
+    """What the manifest refers to, in its order, without duplicates. Raises RequestError naming all that is missing."""
+    blobs, children = _unique(manifest.blobs), _unique(manifest.manifests)
+    have_blobs: dict[Digest, tuple[int, BlobRef]] = {}
+    have_children: dict[Digest, int] = {}
+    if blobs:
+        rows = connection.execute(_BLOBS_HERE, (repository_id, [_key(digest) for digest in blobs])).fetchall()
+        for blob_id, key, size, root in rows:
+            have_blobs[_digest(key)] = (blob_id, BlobRef(_digest(key), size, root))
+    if children:
+        rows = connection.execute(_MANIFESTS_HERE, (repository_id, [_key(digest) for digest in children])).fetchall()
+        have_children = {_digest(key): manifest_id for manifest_id, key in rows}
+    missing = [str(digest) for digest in blobs if digest not in have_blobs]
+    missing += [str(digest) for digest in children if digest not in have_children]
+    if missing:
+        raise RequestError(
+            "MANIFEST_BLOB_UNKNOWN",
+            "the manifest refers to content that this repository does not have",
+            detail={"digests": missing},
+        )
+    return [have_blobs[digest] for digest in blobs], [have_children[digest] for digest in children]
+
+
+def _unique(digests: Iterable[Digest]) -> list[Digest]:
+    return list(dict.fromkeys(digests))
+
+
+def _store_body(connection: Connection, manifest: NewManifest) -> int:
+    key = _key(manifest.digest)
+    connection.execute(
+        "insert into manifests (digest, body) values (%s, %s) on conflict (digest) do nothing", (key, manifest.body)
+    )
+    row = connection.execute("select id from manifests where digest = %s for key share", (key,)).fetchone()
+    assert row is not None
+    return int(row[0])
+
+
+def _replace(
+    connection: Connection, table: str, owner: str, member: str, key: tuple[int, int], members: Sequence[int]
+) -> None:
+    """Make the rows of ``key`` in a table of references be exactly ``members``; the names are constants above."""
+    connection.execute(
+        f"delete from {table} where repository_id = %s and {owner} = %s and {member} <> all(%s::bigint[])".encode(),  # noqa: S608 - constants
+        (*key, list(members)),
+    )
+    if members:
+        connection.execute(
+            f"insert into {table} (repository_id, {owner}, {member}) "
+            f"select %s, %s, unnest(%s::bigint[]) on conflict do nothing".encode(),
+            (*key, list(members)),
+        )
+
+
+def _manifest(connection: Connection, repository: str, reference: str | Digest) -> ManifestRecord | None:
+    if isinstance(reference, Digest):
+        row = connection.execute(_MANIFEST_BY_DIGEST, (_key(reference), repository)).fetchone()
+    else:
+        row = connection.execute(_MANIFEST_BY_TAG, (repository, reference)).fetchone()
+    return None if row is None else ManifestRecord(_digest(row[0]), row[1], row[2], row[3])
+
+
+def _claims_for_blob(connection: Connection, repository: str, digest: Digest) -> list[str]:
+    return [claim for (claim,) in connection.execute(_CLAIMS, (_key(digest), repository)).fetchall()]
+
+
+def _manifest_anywhere(connection: Connection, digest: Digest) -> list[ManifestRecord]:
+    rows = connection.execute(_ANYWHERE, (_key(digest),)).fetchall()
+    return [ManifestRecord(_digest(key), media_type, body, claim) for key, media_type, body, claim in rows]
+
+
+def _tags(connection: Connection, repository: str, after: str, limit: int) -> list[str]:
+    rows = connection.execute(_TAGS, (_after(after), repository, max(1, limit))).fetchall()
+    if not rows:
+        raise NotFound("NAME_UNKNOWN", "no such repository", detail={"name": repository})
+    # One row without a name: the repository is there, a tag is not.
+    return [name for (name,) in rows if name is not None][: max(0, limit)]
