@@ -145,6 +145,8 @@ class Plan:
         have: frozenset[int] = frozenset(),
     ) -> None:
         self.limits = limits or Limits()
+        #: bytes this flight may have in flight: its share of the node's; may change at any time
+        self.budget = self.limits.in_flight
         self.pieces = Pieces(count, have, randrange)
         self._sources: dict[str, _Source] = {}
         self._readers: dict[int, int] = {}
@@ -212,11 +214,6 @@ class Plan:
             self._moved, self._flowed = now, True
             commands += self._cancel_doubles(index)
         return commands + self._go(now)
-
-    def ended(self, request: int, now: float) -> list[Command]:
-        """A request delivered all it was asked for."""
-        self._close(request)
-        return self._go(now)
 
     def failed(self, request: int, why: str, now: float, *, retry_after: float | None = None) -> list[Command]:
         """A request broke off. ``retry_after``: the source is only busy, for so many seconds."""
@@ -353,9 +350,9 @@ class Plan:
             most = min(most, self._tracker_may(now))
         total = sum(s.pieces_out for s in self._sources.values())
         # a slow source must not sit on the tail: together they hold at most half of what is missing
-        share = max(1, min(limits.in_flight // piece, (self.pieces.left + 1) // 2))
+        share = max(1, min(self.budget // piece, (self.pieces.left + 1) // 2))
         if len(self._sources) == 1:
-            share = limits.in_flight // piece
+            share = max(1, self.budget // piece)
         return min(most - source.pieces_out, share - total)
 
     def _next_request(self, source: _Source, now: float) -> Request | None:
