@@ -1,0 +1,230 @@
+"""What a tag means and which repository holds a blob, for a node: from its index, the tracker or peers.
+
+A tag is fresh for ``max_age`` after the tracker confirmed it; then the tracker is asked; where that fails, the last
+known answer goes out with a Warning, up to ``max_stale``. Manifests by digest never change, so what is in the index is
+good for ever; a missing one comes from the tracker or, with the tracker away, from any peer that provides it.
+Nothing is believed without a claim that the tracker signed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import trio
+
+from p2pregistry.content.metainfo import BlobRef
+from p2pregistry.digest import Digest
+from p2pregistry.errors import BadContent, NotFound, RegistryError, RemoteError, Unreachable
+from p2pregistry.observe import logger
+from p2pregistry.routing.base import Peer, Router
+from p2pregistry.sources.peer import PeerSource, RemoteManifest
+from p2pregistry.sources.tracker import Swarm, TrackerSource
+from p2pregistry.store.records import StoredManifest, TagRecord
+from p2pregistry.trust.claims import ManifestClaim, verify_manifest_claim
+from p2pregistry.trust.keys import KeySet
+
+#: Seconds that finding a manifest among peers may take.
+PEER_TIMEOUT = 5.0
+#: Seconds between two looks for a newer key set.
+KEY_REFRESH = 10.0
+_ROOT, _KEYS = "root_key", "key_set"
+_log = logger(__name__)
+
+
+class Records(Protocol):
+    """The part of the index that is used here."""
+
+    def tag(self, repository: str, tag: str) -> TagRecord | None: ...
+    def tags(self, repository: str) -> list[str]: ...
+    def manifest(self, digest: Digest) -> StoredManifest | None: ...
+    def claims(self, repository: str, digest: Digest) -> list[str]: ...
+    def claimed(self, repository: str, digest: Digest) -> BlobRef | None: ...
+    def get_meta(self, key: str) -> bytes | None: ...
+    async def put_meta(self, key: str, value: bytes, *, rebuildable: bool = False) -> None: ...
+    async def put_tag(self, repository: str, tag: str, digest: Digest, seen: float) -> None: ...
+    async def drop_tag(self, repository: str, tag: str) -> None: ...
+    async def put_manifest(
+        self, repository: str, manifest: StoredManifest, claim: str | None, blobs: Sequence[BlobRef]
+    ) -> None: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """A manifest to serve; ``warning`` is set where it may be out of date."""
+
+    manifest: StoredManifest
+    warning: str | None = None
+
+
+class Trust:
+    """The root key this node pins and the key set it verifies with; both outlive restarts."""
+
+    def __init__(self, records: Records, tracker: TrackerSource | None, root_key: str | None) -> None:
+        self._records, self._tracker = records, tracker
+        pinned = records.get_meta(_ROOT)
+        self._root = root_key or (pinned.decode("ascii") if pinned else None)
+        self._keys: KeySet | None = None
+        self._tried = -KEY_REFRESH
+        stored = records.get_meta(_KEYS)
+        if self._root and stored:
+            try:
+                self._keys = KeySet.verify(stored.decode("ascii"), self._root)
+            except BadContent:
+                _log.warning("the stored key set is of another root key; asking the tracker anew")
+
+    @property
+    def root_key(self) -> str | None:
+        """The pinned root key (k4.public...), None before the first contact."""
+        return self._root
+
+    async def learn(self, swarm: Swarm) -> None:
+        """Take the tracker's key set. Without a configured or stored root key the first one seen is pinned.
+
+        Raises BadContent if the set is not signed by the pinned root, or is older than the one in use.
+        """
+        root = self._root or swarm.root_key
+        keys = KeySet.verify(swarm.key_set, root, at_least=self._keys.version if self._keys else 0)
+        if self._root is None:
+            _log.info("trusting this tracker from now on", root_key=root)
+        if self._records.get_meta(_ROOT) != root.encode("ascii"):
+            await self._records.put_meta(_ROOT, root.encode("ascii"))
+        self._root, self._keys = root, keys
+        await self._records.put_meta(_KEYS, swarm.key_set.encode("ascii"))
+
+    async def claim(self, token: str) -> ManifestClaim:
+        """Verify a claim; a newer key set is asked for, now and then, where no key fits. Raises BadContent."""
+        if self._keys is not None:
+            try:
+                return verify_manifest_claim(self._keys, token)
+            except BadContent:
+                if trio.current_time() - self._tried < KEY_REFRESH:
+                    raise
+        self._tried = trio.current_time()
+        if self._tracker is None:
+            raise BadContent("no key set to verify a claim with")
+        await self.learn(await self._tracker.swarm())
+        assert self._keys is not None
+        return verify_manifest_claim(self._keys, token)
+
+
+class Resolver:
+    """Answers for tags, manifests and descriptors."""
+
+    def __init__(
+        self,
+        records: Records,
+        trust: Trust,
+        tracker: TrackerSource | None,
+        router: Router,
+        *,
+        clock: Callable[[], float],
+        max_age: float,
+        max_stale: float | None,
+        learnt: Callable[[str, StoredManifest, Sequence[BlobRef]], None] = lambda _repository, _manifest, _blobs: None,
+    ) -> None:
+        self._records, self._trust, self._tracker, self._router = records, trust, tracker, router
+        self._clock, self._max_age, self._max_stale, self._learnt = clock, max_age, max_stale, learnt
+
+    async def manifest(self, repository: str, reference: str | Digest) -> Found:
+        """The manifest behind a tag or digest. Raises NotFound (MANIFEST_UNKNOWN) or RemoteError."""
+        if isinstance(reference, Digest):
+            return Found(await self._by_digest(repository, reference))
+        record = self._records.tag(repository, reference)
+        now = self._clock()
+        if record is not None and 0 <= now - record.seen < self._max_age:
+            return Found(await self._by_digest(repository, record.digest))
+        try:
+            if self._tracker is None:
+                raise Unreachable("this node has no tracker")
+            remote = await self._tracker.resolve(repository, reference)
+        except NotFound:
+            if record is not None:
+                await self._records.drop_tag(repository, reference)
+            raise
+        except RemoteError as err:
+            return await self._last_known(repository, record, err)
+        stored = await self._take(repository, remote)
+        await self._records.put_tag(repository, reference, stored.digest, self._clock())
+        return Found(stored)
+
+    async def _last_known(self, repository: str, record: TagRecord | None, err: RegistryError) -> Found:
+        if record is None:
+            raise Unreachable("the tag is not known here and the tracker does not answer") from err
+        age = max(0.0, self._clock() - record.seen)
+        if self._max_stale is not None and age > self._max_stale:
+            raise Unreachable(f"the tag was last confirmed {age:.0f} s ago and the tracker does not answer") from err
+        manifest = await self._by_digest(repository, record.digest)
+        return Found(manifest, f"the tracker does not answer; this tag was last confirmed {age:.0f} seconds ago")
+
+    async def _by_digest(self, repository: str, digest: Digest) -> StoredManifest:
+        stored = self._records.manifest(digest)
+        if stored is not None and self._records.claims(repository, digest):
+            return stored
+        failure: RegistryError
+        if self._tracker is not None:
+            try:
+                return await self._take(repository, await self._tracker.resolve(repository, digest))
+            except RemoteError as err:
+                failure = err
+        else:
+            failure = Unreachable("this node has no tracker")
+        return await self._from_peers(repository, digest, failure)
+
+    async def _from_peers(self, repository: str, digest: Digest, failure: RegistryError) -> StoredManifest:
+        found: list[StoredManifest] = []
+        async with trio.open_nursery() as nursery:
+            nursery.cancel_scope.deadline = trio.current_time() + PEER_TIMEOUT
+
+            async def ask(peer: Peer) -> None:
+                source = PeerSource(peer.peer_id, peer.url)
+                try:
+                    found.append(await self._take(repository, await source.manifest(digest)))
+                    nursery.cancel_scope.cancel()
+                except (RemoteError, NotFound) as err:
+                    _log.debug("a peer did not give a manifest", peer=peer.peer_id, why=err.message)
+                finally:
+                    source.close()
+
+            await self._router.find(digest, lambda peer: nursery.start_soon(ask, peer), limit=4)
+        if not found:
+            raise Unreachable("the manifest is not here, and neither the tracker nor a peer gave it") from failure
+        return found[0]
+
+    async def _take(self, repository: str, remote: RemoteManifest) -> StoredManifest:
+        """Keep a manifest that came with a good claim for this repository. Raises BadContent without one."""
+        stored = StoredManifest(remote.digest, remote.media_type, remote.body)
+        for token in remote.claims:
+            claim = await self._trust.claim(token)
+            if claim.repository == repository and claim.manifest == remote.digest:
+                await self._records.put_manifest(repository, stored, token, claim.blobs)
+                self._learnt(repository, stored, claim.blobs)
+                return stored
+        raise BadContent("a manifest came without a claim for its repository")
+
+    async def blob(self, repository: str, digest: Digest) -> BlobRef:
+        """What the repository's claims say of a blob. Raises NotFound (BLOB_UNKNOWN) or RemoteError."""
+        ref = self._records.claimed(repository, digest)
+        if ref is not None:
+            return ref
+        if self._tracker is None:
+            raise NotFound("BLOB_UNKNOWN", "no manifest of this repository that is known here names the blob")
+        for token in await self._tracker.blob_claims(repository, digest):
+            claim = await self._trust.claim(token)
+            ref = claim.blob(digest)
+            if claim.repository == repository and ref is not None:
+                return ref
+        raise NotFound("BLOB_UNKNOWN", "no manifest of this repository names the blob")
+
+    async def tags(self, repository: str, after: str, limit: int) -> tuple[list[str], str | None]:
+        """Tags greater than ``after``; a warning if they are only those known here. Raises NotFound, RemoteError."""
+        try:
+            if self._tracker is None:
+                raise Unreachable("this node has no tracker")
+            return await self._tracker.tags(repository, after, limit), None
+        except RemoteError as err:
+            known = [tag for tag in self._records.tags(repository) if tag > after][:limit]
+            if not known and not after:
+                raise Unreachable("the tags are not known here and the tracker does not answer") from err
+            return known, "the tracker does not answer; these are the tags that this node knows"

@@ -1,0 +1,145 @@
+"""The peer API: what a node serves to other nodes. A request that came from a peer never makes this node fetch."""
+
+from __future__ import annotations
+
+import base64
+from collections import deque
+from collections.abc import Callable
+from typing import Protocol
+
+import msgspec
+import trio
+
+from p2pregistry.content.car import write_table
+from p2pregistry.content.metainfo import BlobRef, Metainfo
+from p2pregistry.digest import Digest
+from p2pregistry.errors import NotFound, RemoteBusy, RequestError
+from p2pregistry.oci.media import CAR, OCTET_STREAM
+from p2pregistry.oci.ranges import content_range, parse_range
+from p2pregistry.serve.http import BlobSlice, Request, Response
+from p2pregistry.store.base import Blob
+from p2pregistry.store.records import StoredManifest
+
+
+class Slots:
+    """A few active uploads; the others wait in the order they came; beyond ``queue`` of them they are turned away.
+
+    Serving whole pieces one after another gets every piece to somebody sooner than serving all of them slowly at once.
+    """
+
+    def __init__(self, active: int, queue: int) -> None:
+        self._free = active
+        self._queue = queue
+        self._waiting: deque[trio.Event] = deque()
+
+    async def take(self) -> None:
+        """Wait for a turn. Raises RemoteBusy (a 429 to the caller) where too many wait already."""
+        if self._free > 0:
+            self._free -= 1
+            return
+        if len(self._waiting) >= self._queue:
+            raise RemoteBusy("too many transfers wait here already", 1.0)
+        turn = trio.Event()
+        self._waiting.append(turn)
+        try:
+            await turn.wait()
+        except trio.Cancelled:
+            if turn.is_set():
+                self.give()  # the turn came as the caller left: pass it on
+            else:
+                self._waiting.remove(turn)
+            raise
+
+    def give(self) -> None:
+        """A transfer has ended."""
+        if self._waiting:
+            self._waiting.popleft().set()
+        else:
+            self._free += 1
+
+
+class Holdings(Protocol):
+    """What this node has, for whoever asks."""
+
+    def ref(self, digest: Digest) -> BlobRef | None: ...
+    def metainfo(self, digest: Digest) -> Metainfo | None: ...
+    def manifest(self, digest: Digest) -> StoredManifest | None: ...
+    def manifest_claims(self, digest: Digest) -> list[tuple[str, str]]: ...
+
+
+class Held(Protocol):
+    async def open(self, digest: Digest) -> Blob: ...
+
+
+class PeerApi:
+    """The handler of a node's peer listener."""
+
+    def __init__(self, holdings: Holdings, held: Held, slots: Slots, *, served: Callable[[int], None]) -> None:
+        self._holdings, self._held, self._slots, self._served = holdings, held, slots, served
+
+    async def __call__(self, request: Request) -> Response:
+        if request.method not in ("GET", "HEAD"):
+            raise RequestError("UNSUPPORTED", "peers only read", headers={"Allow": "GET, HEAD"})
+        parts = request.path.split("/")
+        match parts:
+            case ["", "p2p", "v1", "blobs", digest]:
+                return await self._blob(request, Digest.parse(digest))
+            case ["", "p2p", "v1", "blobs", digest, "table"]:
+                return self._table(Digest.parse(digest))
+            case ["", "p2p", "v1", "manifests", digest]:
+                return self._manifest(Digest.parse(digest))
+        raise NotFound("NAME_UNKNOWN", "the peer API does not have this endpoint")
+
+    async def _blob(self, request: Request, digest: Digest) -> Response:
+        # served only if a claim names it: bytes without a repository belong to nobody
+        if self._holdings.ref(digest) is None:
+            raise NotFound("BLOB_UNKNOWN", "not here")
+        blob = await self._held.open(digest)
+        try:
+            return await send_blob(request, blob, self._slots, self._served)
+        except BaseException:
+            blob.close()
+            raise
+
+    def _table(self, digest: Digest) -> Response:
+        info = self._holdings.metainfo(digest)
+        if info is None:
+            raise NotFound("BLOB_UNKNOWN", "not here")
+        return Response(200, [("Content-Type", CAR)], write_table(info.root, info.dag().blocks))
+
+    def _manifest(self, digest: Digest) -> Response:
+        manifest = self._holdings.manifest(digest)
+        claims = self._holdings.manifest_claims(digest)
+        if manifest is None or not claims:
+            raise NotFound("MANIFEST_UNKNOWN", "not here")
+        return manifest_answer(manifest.media_type, manifest.body, claims)
+
+
+def manifest_answer(media_type: str, body: bytes, claims: list[tuple[str, str]]) -> Response:
+    """A manifest with its claims (repository, token) as JSON."""
+    document = {
+        "media_type": media_type,
+        "manifest": base64.b64encode(body).decode("ascii"),
+        "claims": [{"repository": repository, "claim": claim} for repository, claim in claims],
+    }
+    return Response(200, [("Content-Type", "application/json")], msgspec.json.encode(document))
+
+
+async def send_blob(request: Request, blob: Blob, slots: Slots, served: Callable[[int], None]) -> Response:
+    """A blob or a range of it, once a slot is free. The listener closes the blob; on an exception the caller does."""
+    part = parse_range(request.header("range"), blob.size)
+    offset, length = part or (0, blob.size)
+    headers = [("Content-Type", OCTET_STREAM), ("Accept-Ranges", "bytes")]
+    if part is not None:
+        headers.append(("Content-Range", content_range(offset, length, blob.size)))
+    status = 200 if part is None else 206
+    if request.method == "HEAD":
+        blob.close()
+        return Response(status, [*headers, ("Content-Length", str(length))])
+    await slots.take()
+
+    def sent(count: int) -> None:
+        slots.give()
+        served(count)
+
+    return Response(status, headers, BlobSlice(blob, offset, length, sent=sent))

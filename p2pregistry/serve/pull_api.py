@@ -1,0 +1,157 @@
+"""The pull API: the read half of the OCI distribution specification, on localhost.
+
+Nothing here needs a client to be patient: a miss is a prompt 404 or 503, and a 200 goes out only when there are bytes
+to send, because podman and skopeo give up at the first body that is cut short.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Protocol
+from urllib.parse import quote
+
+import msgspec
+
+from p2pregistry.content.metainfo import BlobRef
+from p2pregistry.digest import Digest
+from p2pregistry.errors import NotFound, RequestError
+from p2pregistry.flight import Flights
+from p2pregistry.oci.media import OCTET_STREAM
+from p2pregistry.oci.ranges import content_range, parse_range
+from p2pregistry.oci.reference import Route, parse_path, parse_reference
+from p2pregistry.resolve import Found, Resolver
+from p2pregistry.serve.http import BlobSlice, Request, Response, Stream
+from p2pregistry.store.base import Blob
+from p2pregistry.store.records import StoredManifest
+
+_VERSION = ("Docker-Distribution-Api-Version", "registry/2.0")
+#: Tags in one answer where the client names no number, and the most it may name.
+TAGS_PAGE = 1000
+
+
+class Held(Protocol):
+    """Blobs that are complete here."""
+
+    async def open(self, digest: Digest) -> Blob:
+        """Raises NotFound. Reading counts as use."""
+
+
+class PullApi:
+    """The handler. ``names`` gives the registry names that ``?ns=`` is answered for."""
+
+    def __init__(
+        self,
+        resolver: Resolver,
+        held: Held,
+        flights: Flights,
+        *,
+        names: Callable[[], frozenset[str]],
+        served: Callable[[int], None],
+        interest: Callable[[StoredManifest], None] = lambda _manifest: None,
+    ) -> None:
+        self._interest = interest
+        self._resolver, self._held, self._flights = resolver, held, flights
+        self._names, self._served = names, served
+
+    async def __call__(self, request: Request) -> Response:
+        response = await self._answer(request)
+        response.headers.append(_VERSION)
+        return response
+
+    async def _answer(self, request: Request) -> Response:
+        if request.method not in ("GET", "HEAD"):
+            raise RequestError(
+                "UNSUPPORTED",
+                "this is a node: it can be pulled from; push to the tracker",
+                headers={"Allow": "GET, HEAD", _VERSION[0]: _VERSION[1]},
+            )
+        namespace = request.param("ns")
+        if namespace is not None and namespace not in self._names():
+            raise NotFound("NAME_UNKNOWN", "this node does not serve that registry", detail={"ns": namespace[:255]})
+        response = await self._route(request, parse_path(request.path))
+        if namespace is not None:
+            response.headers.append(("OCI-Namespace", namespace))
+        return response
+
+    async def _route(self, request: Request, route: Route) -> Response:
+        match route.kind:
+            case "base":
+                return Response(200, [("Content-Type", "application/json")], b"{}")
+            case "manifest":
+                found = await self._resolver.manifest(route.repository, parse_reference(route.reference))
+                if request.method == "GET":
+                    self._interest(found.manifest)  # by the first request for a layer its holders are known
+                return _manifest(request, found)
+            case "blob":
+                return await self._blob(request, route.repository, Digest.parse(route.reference))
+            case "tags":
+                return await self._tags(request, route.repository)
+            case "uploads" | "upload":
+                raise RequestError("UNSUPPORTED", "this is a node: push to the tracker", headers={"Allow": ""})
+            case "referrers" | "catalog":
+                raise NotFound("NAME_UNKNOWN", "a node does not have this endpoint; ask the tracker")
+
+    async def _blob(self, request: Request, repository: str, digest: Digest) -> Response:
+        ref = await self._resolver.blob(repository, digest)
+        part = parse_range(request.header("range"), ref.size)
+        offset, length = part or (0, ref.size)
+        headers = [
+            ("Content-Type", OCTET_STREAM),
+            ("Docker-Content-Digest", str(digest)),
+            ("Accept-Ranges", "bytes"),
+            ("ETag", f'"{digest}"'),
+        ]
+        if part is not None:
+            headers.append(("Content-Range", content_range(offset, length, ref.size)))
+        status = 200 if part is None else 206
+        if request.method == "HEAD":  # from the descriptor: nothing is opened, nothing is fetched
+            return Response(status, [*headers, ("Content-Length", str(length))])
+        return Response(status, headers, await self._body(ref, offset, length))
+
+    async def _body(self, ref: BlobRef, offset: int, length: int) -> BlobSlice | Stream | bytes:
+        if length == 0:
+            return b""
+        try:
+            blob = await self._held.open(ref.digest)
+        except NotFound:
+            reading = await self._flights.join(ref).open(offset, length)
+            return Stream(reading, length, sent=self._served)
+        return BlobSlice(blob, offset, length, sent=self._served)
+
+    async def _tags(self, request: Request, repository: str) -> Response:
+        limit = _page(request.param("n"))
+        after = request.param("last") or ""
+        tags, warning = await self._resolver.tags(repository, after, limit + 1 if limit else 1)
+        headers = [("Content-Type", "application/json"), *_warn(warning)]
+        more = len(tags) > limit > 0
+        if more:
+            target = f"/v2/{repository}/tags/list?n={limit}&last={quote(tags[limit - 1], safe='')}"
+            headers.append(("Link", f'<{target}>; rel="next"'))
+        return Response(200, headers, msgspec.json.encode({"name": repository, "tags": tags[:limit]}))
+
+
+def _page(text: str | None) -> int:
+    if text is None:
+        return TAGS_PAGE
+    if not text.isascii() or not text.isdigit() or len(text) > 9:
+        raise RequestError("UNSUPPORTED", "n is a number of tags", status=400, detail={"n": text[:20]})
+    return min(int(text), TAGS_PAGE)
+
+
+def _warn(warning: str | None) -> list[tuple[str, str]]:
+    """The one form of Warning that clients show (distribution-spec "Warnings")."""
+    return [("Warning", f'299 - "{warning}"')] if warning else []
+
+
+def _manifest(request: Request, found: Found) -> Response:
+    manifest = found.manifest
+    digest = str(manifest.digest)
+    headers = [
+        ("Content-Type", manifest.media_type),
+        ("Docker-Content-Digest", digest),
+        ("ETag", f'"{digest}"'),
+        *_warn(found.warning),
+    ]
+    if request.method == "HEAD":
+        return Response(200, [*headers, ("Content-Length", str(len(manifest.body)))])
+    return Response(200, headers, manifest.body)
