@@ -1,0 +1,339 @@
+"""The index: what a node knows without asking anyone, in one LMDB environment.
+
+Reads are plain calls, about a microsecond, made in the event loop; none holds a transaction across an ``await`` (an old
+transaction keeps every page that was overwritten since). Writes return when they are durable; see ``writer``.
+
+It is a cache. Records of an unknown version read as absent, a damaged environment is moved aside and begun anew (the
+blobs come back from their files, see ``recover``). The exception is ``put_meta``: what it takes is kept in a file of
+its own beside the environment (``kept``), unless the caller says that it can be made again.
+
+    tags       repository NUL tag            -> digest, seen
+    manifests  digest                        -> media type, body
+    claims     digest repository             -> claims, newest first
+    claimed    digest repository             -> size, root CID
+    metainfo   digest                        -> size, root CID, piece table
+    blobs      digest                        -> size, last use
+    meta       name                          -> bytes
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import TypeVar
+
+import lmdb
+import trio
+
+from p2pregistry.content.metainfo import BlobRef, Metainfo
+from p2pregistry.digest import Digest
+from p2pregistry.store.environment import Environment, index_error, mark_damaged, open_environment
+from p2pregistry.store.kept import load_kept, save_kept
+from p2pregistry.store.records import (
+    BLOBS,
+    CLAIMS,
+    MANIFESTS,
+    METAINFO,
+    REFS,
+    TAGS,
+    BlobEntry,
+    BlobRow,
+    ClaimsRow,
+    ManifestRow,
+    MetainfoRow,
+    RefRow,
+    StoredManifest,
+    TagRecord,
+    TagRow,
+    digest_key,
+    meta_key,
+    read_digest,
+    repository_key,
+    tag_key,
+)
+from p2pregistry.store.writer import Writer
+
+__all__ = ["BlobEntry", "Index", "StoredManifest", "TagRecord", "open_index"]
+
+_TABLES = ("tags", "manifests", "claims", "claimed", "metainfo", "blobs", "meta")
+#: Seconds until a last use reaches the disk when nothing else is written.
+TOUCH_DELAY = 5.0
+#: Claims kept for one manifest in one repository: a new one is signed when a key is revoked.
+MAX_CLAIMS = 4
+#: Claims of one manifest that ``manifest_claims`` returns.
+MAX_REPOSITORIES = 64
+
+_T = TypeVar("_T")
+
+
+class Index:
+    """See the module. Made by ``open_index``; every read raises LocalError if the environment fails."""
+
+    def __init__(self, environment: Environment, kept_path: Path, kept: dict[str, bytes]) -> None:
+        self._env = environment.env
+        self._tables = environment.tables
+        self._path = environment.path
+        self._kept_path = kept_path
+        self._kept = kept
+        self._kept_lock = trio.Lock()
+        self._touched: dict[Digest, float] = {}
+        self._writer = Writer(environment, self._take_touched, self._touches_kept)
+        self._total = sum(size for _, size, _ in self.held())
+
+    # -- reading ----------------------------------------------------------------------------------------------------
+
+    def _get(self, table: str, key: bytes) -> bytes | None:
+        try:
+            with self._env.begin(db=self._tables[table]) as txn:
+                value = txn.get(key)
+                return None if value is None else bytes(value)  # bytes already: no copy is made
+        except lmdb.Error as err:
+            mark_damaged(self._path, err)
+            raise index_error(err) from err
+
+    def _scan(self, table: str, prefix: bytes, limit: int | None = None) -> list[tuple[bytes, bytes]]:
+        found: list[tuple[bytes, bytes]] = []
+        try:
+            with self._env.begin(db=self._tables[table]) as txn, txn.cursor() as cursor:
+                if not cursor.set_range(prefix):
+                    return found
+                for name, value in cursor:
+                    key = bytes(name)
+                    if not key.startswith(prefix) or (limit is not None and len(found) >= limit):
+                        break
+                    found.append((key, bytes(value)))
+        except lmdb.Error as err:
+            mark_damaged(self._path, err)
+            raise index_error(err) from err
+        return found
+
+    def tag(self, repository: str, tag: str) -> TagRecord | None:
+        """Where the tag pointed when last seen."""
+        row = TAGS.decode(self._get("tags", tag_key(repository, tag)))
+        digest = read_digest(row.digest) if row is not None else None
+        return TagRecord(digest, row.seen) if row is not None and digest is not None else None
+
+    def tags(self, repository: str) -> list[str]:
+        """The tags known of a repository, in order of their bytes."""
+        prefix = repository_key(repository) + b"\0"
+        return [key[len(prefix) :].decode() for key, value in self._scan("tags", prefix) if TAGS.decode(value)]
+
+    def manifest(self, digest: Digest) -> StoredManifest | None:
+        """The manifest of this digest, from whichever repository."""
+        row = MANIFESTS.decode(self._get("manifests", digest_key(digest)))
+        return StoredManifest(digest, row.media_type, row.body) if row is not None else None
+
+    def claims(self, repository: str, digest: Digest) -> list[str]:
+        """Claims that ``repository`` holds the manifest, newest first."""
+        row = CLAIMS.decode(self._get("claims", digest_key(digest) + repository_key(repository)))
+        return list(row.claims) if row is not None else []
+
+    def manifest_claims(self, digest: Digest) -> list[tuple[str, str]]:
+        """(repository, newest claim) of the repositories known to hold the manifest, at most MAX_REPOSITORIES."""
+        prefix = digest_key(digest)
+        found: list[tuple[str, str]] = []
+        for key, value in self._scan("claims", prefix, MAX_REPOSITORIES):
+            row = CLAIMS.decode(value)
+            if row is not None and row.claims:
+                found.append((key[len(prefix) :].decode(), row.claims[0]))
+        return found
+
+    def claimed(self, repository: str, digest: Digest) -> BlobRef | None:
+        """What a claim of ``repository`` says of the blob; None if no claim of it names the blob."""
+        row = REFS.decode(self._get("claimed", digest_key(digest) + repository_key(repository)))
+        return BlobRef(digest, row.size, row.root) if row is not None else None
+
+    def ref(self, digest: Digest) -> BlobRef | None:
+        """What a claim of any repository says of the blob."""
+        for _, value in self._scan("claimed", digest_key(digest), MAX_REPOSITORIES):
+            row = REFS.decode(value)
+            if row is not None:
+                return BlobRef(digest, row.size, row.root)
+        return None
+
+    def metainfo(self, digest: Digest) -> Metainfo | None:
+        """The piece table of the blob."""
+        row = METAINFO.decode(self._get("metainfo", digest_key(digest)))
+        return Metainfo(digest, row.size, row.root, row.hashes) if row is not None else None
+
+    def blob(self, digest: Digest) -> BlobEntry | None:
+        """The entry of a complete blob."""
+        row = BLOBS.decode(self._get("blobs", digest_key(digest)))
+        return BlobEntry(row.size, self._touched.get(digest, row.last_use)) if row is not None else None
+
+    def held(self) -> list[tuple[Digest, int, float]]:
+        """(digest, size in bytes, last use in unix seconds) of every complete blob."""
+        found: list[tuple[Digest, int, float]] = []
+        for key, value in self._scan("blobs", b""):
+            digest, row = read_digest(key), BLOBS.decode(value)
+            if digest is not None and row is not None:
+                found.append((digest, row.size, self._touched.get(digest, row.last_use)))
+        return found
+
+    def total(self) -> int:
+        """Bytes of all complete blobs."""
+        return self._total
+
+    def get_meta(self, key: str) -> bytes | None:
+        """A value of ``put_meta``."""
+        name = meta_key(key)
+        return self._kept[key] if key in self._kept else self._get("meta", name)
+
+    # -- writing ----------------------------------------------------------------------------------------------------
+
+    async def write(self, op: Callable[[lmdb.Transaction], _T]) -> _T:
+        """Run ``op`` in the writer's next transaction; see Writer.write. Tables are in ``table``."""
+        return await self._writer.write(op)
+
+    def table(self, name: str) -> lmdb._Database:
+        """A sub-database, for ``write``."""
+        return self._tables[name]
+
+    async def _put(self, table: str, key: bytes, value: bytes) -> None:
+        await self._writer.write(lambda txn: txn.put(key, value, db=self._tables[table]))
+
+    async def put_tag(self, repository: str, tag: str, digest: Digest, seen: float) -> None:
+        """The tag points at ``digest``, as known at ``seen`` (unix seconds)."""
+        await self._put("tags", tag_key(repository, tag), TAGS.encode(TagRow(digest_key(digest), seen)))
+
+    async def drop_tag(self, repository: str, tag: str) -> None:
+        """Forget the tag. One that is not there is no error."""
+        key = tag_key(repository, tag)
+        await self._writer.write(lambda txn: txn.delete(key, db=self._tables["tags"]))
+
+    async def put_manifest(
+        self, repository: str, manifest: StoredManifest, claim: str | None, blobs: Sequence[BlobRef]
+    ) -> None:
+        """Store a manifest, the claim it came with, and what that claim says of its blobs, in one transaction."""
+        key = digest_key(manifest.digest)
+        owner = repository_key(repository)
+        value = MANIFESTS.encode(ManifestRow(manifest.media_type, manifest.body))
+        refs = [(digest_key(ref.digest) + owner, REFS.encode(RefRow(ref.size, ref.root))) for ref in blobs]
+
+        def op(txn: lmdb.Transaction) -> None:
+            txn.put(key, value, db=self._tables["manifests"])
+            if claim is not None:
+                table = self._tables["claims"]
+                row = CLAIMS.decode(txn.get(key + owner, db=table))
+                older = [text for text in row.claims if text != claim] if row is not None else []
+                txn.put(key + owner, CLAIMS.encode(ClaimsRow([claim, *older][:MAX_CLAIMS])), db=table)
+            for name, ref in refs:
+                txn.put(name, ref, db=self._tables["claimed"])
+
+        await self._writer.write(op)
+
+    async def put_metainfo(self, info: Metainfo) -> None:
+        """Store a piece table that has been verified."""
+        row = MetainfoRow(info.size, info.root, info.hashes)
+        await self._put("metainfo", digest_key(info.digest), METAINFO.encode(row))
+
+    async def put_blob(self, digest: Digest, size: int, now: float) -> None:
+        """A complete blob of ``size`` bytes, used at ``now`` (unix seconds), is on disk."""
+        key = digest_key(digest)
+        value = BLOBS.encode(BlobRow(size, now))
+
+        def op(txn: lmdb.Transaction) -> int:
+            old = BLOBS.decode(txn.get(key, db=self._tables["blobs"]))
+            txn.put(key, value, db=self._tables["blobs"])
+            return size - (old.size if old is not None else 0)
+
+        self._touched.pop(digest, None)
+        await self._writer.write(op, self._count)
+
+    async def drop_blob(self, digest: Digest) -> None:
+        """Forget the blob. One that is not there is no error."""
+        key = digest_key(digest)
+
+        def op(txn: lmdb.Transaction) -> int:
+            old = BLOBS.decode(txn.get(key, db=self._tables["blobs"]))
+            txn.delete(key, db=self._tables["blobs"])
+            return -old.size if old is not None else 0
+
+        self._touched.pop(digest, None)
+        await self._writer.write(op, self._count)
+
+    def _count(self, difference: int) -> None:
+        self._total += difference
+
+    def touch(self, digest: Digest, now: float) -> None:
+        """The blob was used at ``now``. Seen by reads at once; on disk with the next write or after TOUCH_DELAY."""
+        self._touched[digest] = now
+        self._writer.nudge(TOUCH_DELAY)
+
+    def _take_touched(self) -> Callable[[lmdb.Transaction], dict[Digest, float]] | None:
+        if not self._touched:
+            return None
+        touched, table = dict(self._touched), self._tables["blobs"]
+
+        def op(txn: lmdb.Transaction) -> dict[Digest, float]:
+            for digest, now in touched.items():
+                key = digest_key(digest)
+                old = BLOBS.decode(txn.get(key, db=table))
+                if old is not None and old.last_use < now:
+                    txn.put(key, BLOBS.encode(BlobRow(old.size, now)), db=table)
+            return touched
+
+        return op
+
+    def _touches_kept(self, touched: dict[Digest, float]) -> None:
+        for digest, now in touched.items():
+            if self._touched.get(digest) == now:
+                del self._touched[digest]
+
+    async def put_meta(self, key: str, value: bytes, *, rebuildable: bool = False) -> None:
+        """Keep ``value`` under ``key``, durably.
+
+        It survives the loss of the index (a file is rewritten: about a millisecond, rare values only), unless it is
+        ``rebuildable``: then it is an ordinary record. A key is of one kind for ever (ValueError).
+        """
+        name = meta_key(key)
+        if rebuildable:
+            if key in self._kept:
+                raise ValueError("this key is kept outside the index")
+            await self._put("meta", name, value)
+            return
+        async with self._kept_lock:
+            if self._kept.get(key) == value:
+                return
+            kept = {**self._kept, key: value}
+            await trio.to_thread.run_sync(save_kept, self._kept_path, kept)
+            self._kept = kept
+
+    async def run(self) -> None:
+        """The writer's task; ``open_index`` starts it."""
+        await self._writer.run()
+
+    def close(self) -> None:
+        """Take no more writes; ``open_index`` calls it."""
+        self._writer.close()
+
+
+def kept_path(path: Path) -> Path:
+    """The file beside the index ``path`` that holds what must outlive it."""
+    return path.with_name(f"{path.stem}.kept.json")
+
+
+@asynccontextmanager
+async def open_index(path: Path) -> AsyncIterator[Index]:
+    """Own the environment in the directory ``path``, made or rebuilt where needed, and run its writer.
+
+    Raises LocalError: not writable, in use by another process, or pinned values that cannot be read.
+    """
+    kept = await trio.to_thread.run_sync(load_kept, kept_path(path))
+    environment = await trio.to_thread.run_sync(open_environment, path, _TABLES)
+    try:
+        index = Index(environment, kept_path(path), kept)
+        failure: Exception | None = None
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(index.run)
+            try:
+                yield index
+            except Exception as err:  # noqa: BLE001 - raised again below: the nursery would wrap it in a group
+                failure = err
+            finally:
+                index.close()
+        if failure is not None:
+            raise failure
+    finally:
+        environment.close()
