@@ -1,0 +1,339 @@
+"""Runs the pure core of ``kad`` on trio over any transport: libp2p streams, or a simulated network.
+
+Requests belong to the driver, not to the look-up that made them: a look-up that ends early leaves its requests to run
+into their own time limit, so that a hung peer is noticed even by look-ups that did not wait for it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from random import Random
+from typing import Any, Protocol
+
+import trio
+
+from p2pregistry.errors import LocalError, RemoteError, Unreachable
+from p2pregistry.routing.kad.announce import Announcer
+from p2pregistry.routing.kad.lookup import Lookup
+from p2pregistry.routing.kad.node import answer
+from p2pregistry.routing.kad.store import ProviderStore
+from p2pregistry.routing.kad.table import RoutingTable, position
+from p2pregistry.routing.kad.wire import Contact, Kind, Message
+
+#: Records sent to a peer before its confirmation is awaited.
+_BATCH = 200
+_SENDERS = 4
+#: Seconds between look-ups for this node's own surroundings after the start; the last one repeats.
+_REFRESH = (1.0, 3.0, 10.0, 30.0, 120.0, 600.0)
+
+
+@dataclass(frozen=True, slots=True)
+class KadSettings:
+    """``replicas`` peers keep each record; look-ups ask ``alpha`` peers at a time and find the ``width`` nearest.
+
+    Seconds: ``late_after`` another peer is asked beside one that has not answered; ``request_timeout`` a peer that has
+    not answered is left alone; ``lifetime`` of a record; ``reprovide`` between two provides of a key.
+    ``provide_rate``: keys provided a second, at most.
+    """
+
+    replicas: int = 10
+    bucket_size: int = 20
+    width: int = 20
+    alpha: int = 4
+    late_after: float = 0.3
+    request_timeout: float = 3.0
+    lifetime: float = 3600.0
+    reprovide: float = 2400.0
+    provide_rate: float = 500.0
+
+
+class Transport(Protocol):
+    """How messages get to peers. Failures are RemoteError; time limits are the caller's."""
+
+    async def exchange(self, to: Contact, messages: Sequence[Message]) -> Message:
+        """Send the messages on one stream and return the answer to the last one."""
+        ...
+
+    async def probe(self, peer_id: bytes) -> Contact | None:
+        """Whether a connected peer answers as a server, and where it can be dialled; None if it does not."""
+        ...
+
+
+class KadDriver:
+    """One node's part in the DHT. ``own`` may be replaced when this node's addresses are known."""
+
+    def __init__(self, own: Contact, transport: Transport, random: Random, settings: KadSettings | None = None) -> None:
+        self.own = own
+        self.settings = settings or KadSettings()
+        self.table = RoutingTable(own.peer_id, self.settings.bucket_size)
+        self.store = ProviderStore(lifetime=self.settings.lifetime)
+        self.announcer = Announcer(replicas=self.settings.replicas, interval=self.settings.reprovide)
+        self._transport = transport
+        self._random = random
+        self._nursery: trio.Nursery | None = None
+        self._seeds: dict[bytes, Contact] = {}
+        self._announce = trio.Event()
+        self._seeded = trio.Event()
+        self._joined: dict[bytes, Contact] = {}
+        self._probing: set[bytes] = set()
+        self._probed: dict[bytes, float] = {}
+
+    async def run(self, *, task_status: Any = trio.TASK_STATUS_IGNORED) -> None:
+        """Keep the table filled and the records provided, until cancelled."""
+        async with trio.open_nursery() as nursery:
+            self._nursery = nursery
+            nursery.start_soon(self._keep_table)
+            nursery.start_soon(self._keep_announced)
+            task_status.started()
+        self._nursery = None
+
+    def seed(self, contacts: Iterable[Contact]) -> None:
+        """Peers to join through, now and whenever contact is lost."""
+        for contact in contacts:
+            if contact.peer_id != self.own.peer_id:
+                self._seeds[contact.peer_id] = contact
+        self._seeded.set()
+
+    # Serving
+
+    def serve(self, message: Message, sender: bytes) -> Message | None:
+        """Answer a peer's request. Raises BadContent."""
+        self.table.heard_from(sender)
+        if sender not in self.table:
+            self._consider(sender)
+        return answer(
+            message,
+            sender,
+            table=self.table,
+            store=self.store,
+            now=trio.current_time(),
+            closer=self.settings.width,
+            sample=self._random.sample,
+        )
+
+    def _consider(self, peer_id: bytes) -> None:
+        """An unknown peer asked something: find out whether it is a server, at most every ten seconds."""
+        now = trio.current_time()
+        if self._nursery is None or len(self._probing) >= 16 or now < self._probed.get(peer_id, -math.inf):
+            return
+        if len(self._probed) > 4096:
+            self._probed = {p: until for p, until in self._probed.items() if until > now}
+        self._probed[peer_id] = now + 10
+        self._probing.add(peer_id)
+        self._nursery.start_soon(self._probe, peer_id)
+
+    async def _probe(self, peer_id: bytes) -> None:
+        try:
+            with trio.move_on_after(self.settings.request_timeout):
+                contact = await self._transport.probe(peer_id)
+                if contact is not None:
+                    self._alive(contact)
+                else:
+                    self._probed[peer_id] = trio.current_time() + 1  # its addresses may be known a little later
+        except RemoteError:
+            return  # a client, or gone: it asked us, we need nothing of it
+        finally:
+            self._probing.discard(peer_id)
+
+    def _alive(self, contact: Contact) -> None:
+        if self.table.answered(contact):
+            self._joined[contact.peer_id] = contact
+            self._announce.set()
+
+    # Asking
+
+    async def ask(self, contact: Contact, messages: Sequence[Message]) -> Message:
+        """The answer to the last message; keeps account of who answers. Raises RemoteError."""
+        try:
+            with trio.fail_after(self.settings.request_timeout):
+                reply = await self._transport.exchange(contact, messages)
+        except trio.TooSlowError as error:
+            self.table.fell_silent(contact.peer_id, trio.current_time())
+            raise Unreachable("a peer did not answer a DHT request in time") from error
+        except RemoteError:
+            self.table.fell_silent(contact.peer_id, trio.current_time())
+            raise
+        self._alive(contact)
+        return reply
+
+    async def _ask_for(
+        self, contact: Contact, message: Message, results: trio.MemorySendChannel[tuple[bytes, Message | None]]
+    ) -> None:
+        reply: Message | None = None
+        try:
+            reply = await self.ask(contact, [message])
+        except RemoteError:
+            reply = None
+        try:
+            results.send_nowait((contact.peer_id, reply))
+        except trio.BrokenResourceError:
+            return  # the look-up has ended without it
+
+    def _seeds_near(self, target: int, width: int) -> list[Contact]:
+        return self.table.nearest(target, width) or list(self._seeds.values())
+
+    async def look_up(
+        self,
+        kind: Kind,
+        key: bytes,
+        *,
+        width: int,
+        want: int = 0,
+        found: Callable[[Contact], None] | None = None,
+        target: int | None = None,
+    ) -> list[Contact]:
+        """Look up ``key``: the nearest peers that answered; ``found`` is called for each new provider."""
+        where = position(key) if target is None else target
+        lookup = Lookup(
+            where, self.own.peer_id, self._seeds_near(where, width), width=width, alpha=self.settings.alpha, want=want
+        )
+        report = found or (lambda _: None)
+        for contact in lookup.provided(self.store.find(key, trio.current_time()) if kind is Kind.GET_PROVIDERS else ()):
+            report(contact)
+        send, receive = trio.open_memory_channel[tuple[bytes, Message | None]](math.inf)
+        late: deque[tuple[float, bytes]] = deque()
+        with send, receive:
+            while not lookup.done:
+                self._start_requests(lookup, Message(kind, key), send, late)
+                if lookup.done:
+                    break
+                with trio.CancelScope(deadline=late[0][0] if late else math.inf) as patience:
+                    peer_id, reply = await receive.receive()
+                if patience.cancelled_caught:
+                    lookup.late(late.popleft()[1])
+                elif reply is None:
+                    lookup.failed(peer_id)
+                else:
+                    for contact in lookup.answered(peer_id, reply.closer, reply.providers):
+                        report(contact)
+        await trio.lowlevel.checkpoint()
+        return lookup.nearest()
+
+    def _start_requests(
+        self,
+        lookup: Lookup,
+        message: Message,
+        results: trio.MemorySendChannel[tuple[bytes, Message | None]],
+        late: deque[tuple[float, bytes]],
+    ) -> None:
+        if self._nursery is None:
+            raise LocalError("the DHT is not running")
+        while wanted := lookup.next():
+            for contact in wanted:
+                if self.table.is_silent(contact.peer_id, trio.current_time()):
+                    lookup.failed(contact.peer_id)
+                    continue
+                late.append((trio.current_time() + self.settings.late_after, contact.peer_id))
+                self._nursery.start_soon(self._ask_for, contact, message, results)
+
+    async def find_providers(self, key: bytes, found: Callable[[Contact], None], *, want: int = 0) -> None:
+        """Call ``found`` for each provider of ``key`` as it turns up."""
+        await self.look_up(Kind.GET_PROVIDERS, key, width=self.settings.replicas, want=want, found=found)
+
+    # Keeping the table
+
+    async def _keep_table(self) -> None:
+        rounds = 0
+        lonely = 0.5
+        while True:
+            await self._join()
+            if len(self.table) == 0:
+                await self._pause(lonely)
+                lonely = min(2 * lonely, 15.0)
+                continue
+            lonely = 0.5
+            for target in self.table.refresh_targets(self._random.getrandbits(256)):
+                key = self.own.peer_id if target == position(self.own.peer_id) else self._random.randbytes(32)
+                await self.look_up(Kind.FIND_NODE, key, width=self.settings.width)
+            await self._pause(_REFRESH[min(rounds, len(_REFRESH) - 1)] * (0.8 + 0.4 * self._random.random()))
+            rounds += 1
+
+    async def _pause(self, seconds: float) -> None:
+        self._seeded = trio.Event()
+        with trio.move_on_after(seconds):
+            await self._seeded.wait()
+
+    async def _join(self) -> None:
+        """Ask the seeds that are not in the table; they need not be waited for if it has peers."""
+        missing = [c for c in self._seeds.values() if c.peer_id not in self.table]
+        async with trio.open_nursery() as nursery:
+            for contact in missing:
+                nursery.start_soon(self._try, contact, [Message(Kind.FIND_NODE, self.own.peer_id)])
+
+    async def _try(self, contact: Contact, messages: Sequence[Message]) -> bool:
+        try:
+            await self.ask(contact, messages)
+        except RemoteError:
+            return False
+        return True
+
+    # Providing
+
+    def hold(self, keys: Iterable[bytes], *, within: float = 0.0) -> None:
+        """Provide these keys from now on."""
+        self.announcer.hold(keys, trio.current_time(), within=within, random=self._random.random)
+        self._announce.set()
+
+    def drop(self, keys: Iterable[bytes]) -> None:
+        """Stop providing these keys, and withdraw their records."""
+        self.announcer.drop(keys)
+        self._announce.set()
+
+    async def _keep_announced(self) -> None:
+        """Withdraw, hand over, provide: one after the other, so that a later word never overtakes an earlier one."""
+        while True:
+            self._announce = trio.Event()
+            await self._send_all(self.announcer.withdrawals(), withdraw=True)
+            newcomers, self._joined = list(self._joined.values()), {}
+            handed = [(c, keys) for c in newcomers if (keys := self.announcer.joined(c, trio.current_time()))]
+            await self._send_all(handed)
+            due = self.announcer.next_due()
+            now = trio.current_time()
+            if due is not None and due[0] <= now and (len(self.table) or self._seeds):
+                count = await self._provide_round(due[1])
+                await trio.sleep(max(0.0, count / self.settings.provide_rate - (trio.current_time() - now)))
+                continue
+            with trio.move_on_at(math.inf if due is None or due[0] <= now else due[0]):
+                await self._announce.wait()
+
+    async def _provide_round(self, key: bytes) -> int:
+        near = await self.look_up(Kind.FIND_NODE, key, width=self.settings.width)
+        now = trio.current_time()
+        keys, batches = self.announcer.round(key, near, self.table.contacts(), width=self.settings.width, now=now)
+        taken: dict[bytes, int] = {}
+        for _, sent in await self._send_all(batches):
+            for sent_key in sent:
+                taken[sent_key] = taken.get(sent_key, 0) + 1
+        self.announcer.finished(keys, taken, len(batches), trio.current_time(), self._random.random())
+        return len(keys)
+
+    async def _send_all(
+        self, batches: list[tuple[Contact, list[bytes]]], *, withdraw: bool = False
+    ) -> list[tuple[Contact, list[bytes]]]:
+        """Send each peer its records, a few peers at a time; returns what was taken by whom."""
+        done: list[tuple[Contact, list[bytes]]] = []
+        waiting = deque(batches)
+
+        async def sender() -> None:
+            while waiting:
+                contact, keys = waiting.popleft()
+                for start in range(0, len(keys), _BATCH):
+                    part = keys[start : start + _BATCH]
+                    if self.table.is_silent(contact.peer_id, trio.current_time()):
+                        break
+                    if await self._try(contact, [*self._records(part, withdraw), Message(Kind.PING)]):
+                        done.append((contact, part))
+                        if not withdraw:
+                            self.announcer.given(contact, part)
+
+        async with trio.open_nursery() as nursery:
+            for _ in range(min(_SENDERS, len(waiting))):
+                nursery.start_soon(sender)
+        return done
+
+    def _records(self, keys: Iterable[bytes], withdraw: bool) -> list[Message]:
+        providers = () if withdraw else (self.own,)
+        return [Message(Kind.ADD_PROVIDER, key, providers=providers, withdraw=withdraw) for key in keys]
