@@ -26,8 +26,6 @@ from p2pregistry.spool import Spool, again
 from p2pregistry.store.base import BlobStore
 from p2pregistry.store.recover import surviving_pieces
 
-#: Seconds a flight goes on without readers before it pauses; its partial file stays.
-LINGER = 60.0
 #: Seconds between two looks at the clock.
 TICK = 0.2
 #: Seconds before peers are asked for a piece table that the tracker has not given yet.
@@ -289,7 +287,7 @@ class Flight:
             await trio.sleep(TICK if wake is None else min(TICK, wake - now))
             now = trio.current_time()
             self._obey(self._plan.tick(now))
-            if self._readers == 0 and now - self._unread_since > LINGER:
+            if self._readers == 0 and now - self._unread_since > self._service.linger:
                 self._scope.cancel()
 
     # -- the piece table ----------------------------------------------------------------------------------------
@@ -491,12 +489,14 @@ class Flights:
         randrange: Randrange,
         limits: Limits | None = None,
         lookup_wait: float = 0.1,
+        linger: float = 60.0,
         fetched: Callable[[str, int], None] = lambda _kind, _count: None,
         finished: Callable[[Digest], None] = lambda _digest: None,
         note: Callable[[RegistryError], None] = lambda _err: None,
     ) -> None:
         self.store, self.shelf, self.tables, self.finder = store, shelf, tables, finder
         self.randrange, self.lookup_wait = randrange, lookup_wait
+        self.linger = linger  # seconds a flight goes on without readers before it pauses; its partial file stays
         self.limits = limits or Limits()
         self.fetched, self.finished, self.note = fetched, finished, note
         self.buffers = Buffers()

@@ -43,6 +43,8 @@ class Limits:
     #: a piece is late after this many times the expected time, and no sooner than ``late_floor``
     late_factor: float = 3.0
     late_floor: float = 0.4
+    #: what the first request to a source is expected to take, while nothing is known of its rate
+    expected: float = 0.5
     #: the tracker takes over a piece of a holder only once it is this late
     tracker_late: float = 1.5
     #: with no source left, how long to look for new ones once bytes have flowed
@@ -415,7 +417,7 @@ class Plan:
         request = Request(self._next_id, source.name, first, count)
         self._next_id += 1
         ahead = (source.pieces_out + count) * self.limits.piece
-        expected = ahead / source.rate if source.rate else self.limits.silence / self.limits.late_factor
+        expected = ahead / source.rate if source.rate else self.limits.expected
         source.out[request.id] = _Out(request, now, now, expected, set(range(first, first + count)))
         for index in range(first, first + count):
             self.pieces.ask(index)

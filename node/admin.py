@@ -1,0 +1,59 @@
+"""The admin socket: what the node says of itself to its operator."""
+
+from __future__ import annotations
+
+import os
+import time
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from p2pregistry import __version__
+from p2pregistry.errors import NotFound, RequestError
+from p2pregistry.serve.http import Handler, Request, Response
+
+if TYPE_CHECKING:
+    from node.app import Node
+
+
+def admin_handler(node: Node) -> Handler:
+    """``GET /status`` and ``GET /peers``, JSON, over the socket that only the node's user may open."""
+
+    async def handle(request: Request) -> Response:
+        if request.method != "GET":
+            raise RequestError("UNSUPPORTED", "the admin socket is read with GET", headers={"Allow": "GET"})
+        if request.path == "/status":
+            return _json(status(node))
+        if request.path == "/peers":
+            return _json({"peers": [{"peer_id": p.peer_id, "url": p.url, "zone": p.zone} for p in node.router.peers()]})
+        raise NotFound("NAME_UNKNOWN", "here are /status and /peers")
+
+    return handle
+
+
+def status(node: Node) -> dict[str, object]:
+    """What ``p2pregistry node status`` shows. Sizes in bytes, times in seconds."""
+    held = node.index.held()
+    now = time.time()
+    return {
+        "version": __version__,
+        "pid": os.getpid(),
+        "uptime": round(now - node.started, 1),
+        "peer_id": node.peer_id,
+        **node.urls,
+        "data_dir": node.settings.node.data_dir,
+        "tracker": node.settings.tracker.url,
+        "tracker_answers": node.tracker is not None and not node.tracker.down and node.swarm_seen is not None,
+        "tracker_seen": None if node.swarm_seen is None else round(now - node.swarm_seen, 1),
+        "root_key": node.trust.root_key,
+        "names": sorted(node.names),
+        "peers": len(node.router.peers()),
+        "blobs": len(held),
+        "blob_bytes": sum(size for _digest, size, _use in held),
+        "max_bytes": node.settings.cache.max_bytes,
+        "downloads": len(node.flights),
+    }
+
+
+def _json(value: object) -> Response:
+    return Response(200, [("Content-Type", "application/json")], msgspec.json.encode(value))

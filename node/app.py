@@ -1,0 +1,302 @@
+"""The node, put together: what runs, in which order it starts, and in which order it stops."""
+
+from __future__ import annotations
+
+import os
+import random
+import time
+from collections.abc import Callable, Sequence
+from contextlib import AsyncExitStack
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import trio
+from p2pregistry.store.cache import Cache
+from p2pregistry.store.recover import drop_old_partials, reconcile
+
+from node.admin import admin_handler
+from node.finder import PeerFinder
+from node.settings import NodeSettings
+from p2pregistry import __version__, observe
+from p2pregistry.content.metainfo import BlobRef
+from p2pregistry.digest import Digest
+from p2pregistry.errors import LocalError, RemoteError, RequestError
+from p2pregistry.flight import Flights
+from p2pregistry.lifetime import orderly
+from p2pregistry.oci.manifest import parse_manifest
+from p2pregistry.pull.plan import Limits
+from p2pregistry.resolve import Resolver, Trust
+from p2pregistry.routing.base import Router
+from p2pregistry.serve.endpoints import health
+from p2pregistry.serve.http import Handler
+from p2pregistry.serve.listen import open_listeners, open_unix_listener, serve
+from p2pregistry.serve.peer_api import PeerApi, Slots
+from p2pregistry.serve.pull_api import PullApi
+from p2pregistry.sources.tracker import TrackerSource
+from p2pregistry.store.files import FileStore
+from p2pregistry.store.index import Index, open_index
+from p2pregistry.store.records import StoredManifest
+from p2pregistry.trust.keys import check_root_public
+
+#: Seconds that answers under way may take at shutdown, and that the whole shutdown may take.
+GRACE, DEADLINE = 5.0, 15.0
+#: Seconds between two visits to the tracker, once one has succeeded; the first ones are tried sooner and sooner apart.
+REJOIN = 30.0
+_log = observe.logger(__name__)
+Ready = Callable[[dict[str, object]], None]
+
+
+@dataclass(slots=True)
+class Node:
+    """The running parts, for the admin socket and the health checks."""
+
+    settings: NodeSettings
+    index: Index
+    router: Router
+    flights: Flights
+    trust: Trust
+    tracker: TrackerSource | None
+    urls: dict[str, str]
+    peer_id: str
+    names: frozenset[str] = frozenset()
+    swarm_seen: float | None = None
+    bootstrap: Callable[[Sequence[str]], None] = lambda _addresses: None
+    started: float = field(default_factory=time.time)
+
+
+async def run(settings: NodeSettings, *, ready: Ready) -> None:
+    """Serve until cancelled. Raises SettingsError or LocalError if it cannot start.
+
+    Shutdown, within DEADLINE seconds: the listeners stop accepting and finish what is under way (GRACE), flights are
+    cancelled (their partial files stay), the DHT says nothing more and closes, the index writes what it has and closes.
+    """
+    observe.configure_logging(settings.node.log_format == "json", settings.node.log_level)
+    await orderly(lambda stop: _live(settings, ready, stop), deadline=DEADLINE)
+
+
+async def _live(settings: NodeSettings, ready: Ready, stop: trio.Event) -> None:
+    data = Path(settings.node.data_dir)
+    try:
+        await trio.Path(data).mkdir(mode=0o700, parents=True, exist_ok=True)
+    except OSError as err:
+        raise LocalError(f"{data} cannot be made: {err.strerror}") from err
+    async with AsyncExitStack() as stack:
+        listeners = await _listen(settings, data)
+        for group in listeners.values():
+            stack.callback(_close_all, group)
+        store = await stack.enter_async_context(open_files(data))
+        index = await stack.enter_async_context(open_index(data / "index.lmdb"))
+        await reconcile(store, index, time.time())
+        await drop_old_partials(store, time.time(), settings.cache.partial_age)
+        tracker = _tracker(settings)
+        if tracker is not None:
+            stack.callback(tracker.close)
+        router, peer_id = await _router(stack, settings, data, listeners["peer"])
+        node, handlers = await _assemble(stack, settings, store, index, tracker, router, peer_id)
+        node.urls = _urls(settings, listeners)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(_visit_tracker, node)
+            ready({**node.urls, "pid": os.getpid(), "data_dir": str(data), "peer_id": peer_id})
+            _log.info("ready", peer_id=peer_id, version=__version__, **node.urls)
+            async with trio.open_nursery() as servers:
+                for name, handler in handlers.items():
+                    servers.start_soon(_one_server, name, handler, listeners[name], stop)
+            nursery.cancel_scope.cancel()
+
+
+async def _one_server(name: str, handler: Handler, listeners: list[trio.SocketListener], stop: trio.Event) -> None:
+    metrics = observe.listener_metrics(name) if name == "pull" or name == "peer" else None
+    await serve(handler, listeners, grace=GRACE, stop=stop, metrics=metrics)
+
+
+async def _listen(settings: NodeSettings, data: Path) -> dict[str, list[trio.SocketListener]]:
+    """Every port at once, before anything else: a taken one is an error at start."""
+    opened: dict[str, list[trio.SocketListener]] = {}
+    try:
+        opened["pull"] = await open_listeners([(host, settings.pull.port) for host in settings.pull.host])
+        opened["peer"] = await open_listeners([(settings.peer.host, settings.peer.port)])
+        opened["metrics"] = await open_listeners([(settings.metrics.host, settings.metrics.port)])
+        opened["admin"] = [open_unix_listener(data / "admin.sock")]
+    except BaseException:
+        for group in opened.values():
+            _close_all(group)
+        raise
+    return opened
+
+
+def _close_all(listeners: list[trio.SocketListener]) -> None:
+    for listener in listeners:
+        listener.socket.close()
+
+
+def _port(listeners: list[trio.SocketListener]) -> int:
+    return int(listeners[0].socket.getsockname()[1])
+
+
+def _urls(settings: NodeSettings, listeners: dict[str, list[trio.SocketListener]]) -> dict[str, str]:
+    def url(name: str) -> str:
+        host = listeners[name][0].socket.getsockname()[0]
+        return f"http://{f'[{host}]' if ':' in host else host}:{_port(listeners[name])}"
+
+    return {
+        "url": url("pull"),
+        "peer_url": settings.peer.advertise or url("peer"),
+        "metrics_url": url("metrics"),
+    }
+
+
+def _tracker(settings: NodeSettings) -> TrackerSource | None:
+    if settings.tracker.root_key is not None:
+        check_root_public(settings.tracker.root_key)
+    if settings.tracker.url is None:
+        return None
+    return TrackerSource(settings.tracker.url, timeout=settings.tracker.timeout)
+
+
+async def _router(
+    stack: AsyncExitStack, settings: NodeSettings, data: Path, peer: list[trio.SocketListener]
+) -> tuple[Router, str]:
+    from p2pregistry.routing.dht import DhtConfig, open_dht  # half a second and 80 MB: not for --help
+
+    router = await stack.enter_async_context(
+        open_dht(
+            DhtConfig(
+                key_file=data / "identity.key",
+                host=settings.libp2p.host,
+                port=settings.libp2p.port,
+                announce=settings.libp2p.announce,
+                bootstrap=settings.libp2p.bootstrap,
+                swarm=settings.node.swarm,
+                peer_port=_port(peer),
+                peer_url=settings.peer.advertise,
+                zone=settings.node.zone,
+            )
+        )
+    )
+    return router, router.peer_id
+
+
+async def _assemble(
+    stack: AsyncExitStack,
+    settings: NodeSettings,
+    store: FileStore,
+    index: Index,
+    tracker: TrackerSource | None,
+    router: Router,
+    peer_id: str,
+) -> tuple[Node, dict[str, Handler]]:
+    def drop(digest: Digest) -> None:
+        router.drop([digest])
+
+    cache = Cache(
+        store,
+        index,
+        max_bytes=settings.cache.max_bytes,
+        min_free=settings.cache.min_free,
+        on_drop=drop,
+        clock=time.time,
+    )
+    nursery = await stack.enter_async_context(trio.open_nursery())
+    stack.callback(nursery.cancel_scope.cancel)
+    finder = PeerFinder(router, tracker, limit=settings.fetch.sources)
+    await nursery.start(finder.serve)
+    flights = Flights(
+        store,
+        cache,
+        index,
+        finder,
+        randrange=random.SystemRandom().randrange,
+        limits=Limits(in_flight=settings.fetch.window, sources=settings.fetch.sources, silence=settings.fetch.stall),
+        lookup_wait=settings.fetch.lookup_wait,
+        linger=settings.fetch.linger,
+        fetched=_count_fetched,
+        finished=lambda digest: router.hold([digest]),
+        note=lambda err: _log.debug("a source failed", why=err.message),
+    )
+    await stack.enter_async_context(flights.running())
+    trust = Trust(index, tracker, settings.tracker.root_key)
+
+    def learnt(_repository: str, manifest: StoredManifest, _blobs: Sequence[BlobRef]) -> None:
+        router.hold([manifest.digest])
+
+    resolver = Resolver(
+        index,
+        trust,
+        tracker,
+        router,
+        clock=time.time,
+        max_age=settings.tags.max_age,
+        max_stale=settings.tags.max_stale,
+        learnt=learnt,
+    )
+    node = Node(settings, index, router, flights, trust, tracker, {}, peer_id)
+    node.names = _known_names(settings, index)
+
+    def interest(manifest: StoredManifest) -> None:
+        finder.ahead(_layers_to_find(manifest, index, flights))
+
+    pull = PullApi(
+        resolver, cache, flights, names=lambda: node.names, served=observe.count_served("client"), interest=interest
+    )
+    peers = PeerApi(index, cache, Slots(settings.peer.max_uploads, 256), served=observe.count_served("peer"))
+    router.hold([*index.manifest_digests(), *(digest for digest, _size, _use in index.held())])
+    return node, {
+        "pull": pull,
+        "peer": peers,
+        "metrics": health(lambda: None),
+        "admin": admin_handler(node),
+    }
+
+
+def _count_fetched(kind: str, count: int) -> None:
+    observe.count_fetched(kind)(count)  # type: ignore[arg-type]  # the kinds of sources are the labels
+
+
+def _layers_to_find(manifest: StoredManifest, index: Index, flights: Flights) -> list[Digest]:
+    try:
+        parsed = parse_manifest(manifest.body, manifest.media_type)
+    except RequestError:
+        return []
+    return [
+        item.digest
+        for item in parsed.required_blobs()
+        if index.blob(item.digest) is None and not flights.active(item.digest)
+    ]
+
+
+def _known_names(settings: NodeSettings, index: Index) -> frozenset[str]:
+    if settings.tracker.names is not None:
+        return frozenset(settings.tracker.names)
+    stored = index.get_meta("names")
+    return frozenset(stored.decode("utf-8").split("\n")) if stored else frozenset()
+
+
+async def _visit_tracker(node: Node) -> None:
+    """Learn keys, names and the way into the DHT; again now and then, so that a replaced tracker is noticed."""
+    if node.tracker is None:
+        return
+    wait = 0.2
+    while True:
+        if await _visit(node):
+            wait = REJOIN
+        await trio.sleep(wait * random.uniform(0.8, 1.2))  # noqa: S311 - spreads load, guards nothing
+        wait = min(wait * 2, REJOIN)
+
+
+async def _visit(node: Node) -> bool:
+    assert node.tracker is not None
+    try:
+        swarm = await node.tracker.swarm()
+        await node.trust.learn(swarm)
+    except RemoteError as err:
+        _log.warning("the tracker cannot be used now", why=err.message)
+        return False
+    if swarm.swarm != node.settings.node.swarm:
+        _log.error("the tracker serves another swarm", tracker=swarm.swarm, node=node.settings.node.swarm)
+        return False
+    if node.settings.tracker.names is None:
+        node.names = frozenset(swarm.names)
+        await node.index.put_meta("names", "\n".join(swarm.names).encode("utf-8"), rebuildable=True)
+    node.bootstrap(swarm.libp2p)
+    node.swarm_seen = time.time()
+    return True
