@@ -1,0 +1,90 @@
+"""A registry API over a catalog in memory and blobs in files, for tests without a database."""
+
+from __future__ import annotations
+
+import base64
+import json
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from p2pregistry.digest import Digest
+from p2pregistry.oci.media import OCI_MANIFEST
+from p2pregistry.store.files import FileStore, open_files
+from p2pregistry.testing.handlers import Answer, ScriptedBody, call
+from p2pregistry.trust.claims import ManifestClaim
+from tracker.accounts import Account
+from tracker.catalog.memory import MemoryCatalog
+from tracker.push_api import RegistryApi
+from tracker.uploads import Uploads
+
+USER, PASSWORD = "pusher", "a:b\u00e9"
+AUTHORIZATION = ("Authorization", "Basic " + base64.b64encode(f"{USER}:{PASSWORD}".encode()).decode())
+
+
+@dataclass
+class Registry:
+    """The API and what is below it; ``claims`` are those that were signed."""
+
+    api: RegistryApi
+    catalog: MemoryCatalog
+    store: FileStore
+    uploads: Uploads
+    claims: list[ManifestClaim] = field(default_factory=list)
+
+    async def __call__(self, method: str, target: str, body: bytes | ScriptedBody = b"", **options: Any) -> Answer:
+        """A request with the account's credentials."""
+        headers = [AUTHORIZATION, *options.pop("headers", ())]
+        return await call(self.api, method, target, body, headers=headers, **options)
+
+    async def push_blob(self, repository: str, data: bytes) -> Digest:
+        """A blob, by one POST."""
+        digest = Digest.of(data)
+        answer = await self("POST", f"/v2/{repository}/blobs/uploads/?digest={digest}", data)
+        assert answer.status == 201, answer
+        return digest
+
+    async def push_image(self, repository: str, tag: str, *layers: bytes) -> tuple[Digest, bytes]:
+        """An image of these layers; gives the digest and the bytes of its manifest."""
+        config = json.dumps({"architecture": "amd64", "os": "linux"}).encode()
+        for blob in (config, *layers):
+            await self.push_blob(repository, blob)
+        body = manifest_of(config, *layers)
+        answer = await self("PUT", f"/v2/{repository}/manifests/{tag}", body, headers=[("Content-Type", OCI_MANIFEST)])
+        assert answer.status == 201, answer
+        return Digest.of(body), body
+
+
+def manifest_of(config: bytes, *layers: bytes, **more: object) -> bytes:
+    """The bytes of an image manifest."""
+
+    def descriptor(kind: str, data: bytes) -> dict[str, object]:
+        media_type = f"application/vnd.oci.image.{kind}"
+        return {"mediaType": media_type, "digest": str(Digest.of(data)), "size": len(data)}
+
+    document = {
+        "schemaVersion": 2,
+        "mediaType": OCI_MANIFEST,
+        "config": descriptor("config.v1+json", config),
+        "layers": [descriptor("layer.v1.tar+gzip", layer) for layer in layers],
+        **more,
+    }
+    return json.dumps(document).encode()
+
+
+@asynccontextmanager
+async def registry(root: Path, **options: Any) -> AsyncIterator[Registry]:
+    """Over ``root``; ``options`` go to RegistryApi."""
+    async with open_files(root) as store:
+        catalog = MemoryCatalog()
+        uploads = Uploads(catalog, store, expiry=options.pop("expiry", 3600.0), limit=options.pop("limit", 100))
+        claims: list[ManifestClaim] = []
+
+        def sign(claim: ManifestClaim) -> str:
+            claims.append(claim)
+            return f"claim {len(claims)}"
+
+        options.setdefault("account", Account(USER, PASSWORD))
+        yield Registry(RegistryApi(catalog, store, uploads, sign, **options), catalog, store, uploads, claims)

@@ -1,0 +1,259 @@
+"""The tracker's registry API: push and pull of the OCI distribution specification.
+
+Paths are taken apart by ``oci/reference``. Who may do what is decided here, before anything is looked up: wrong
+credentials are refused everywhere; writing needs the account; reading is open to all where ``anonymous_pull`` is set.
+The ping always wants credentials where there is an account, because docker sends none unless the ping asked for them.
+
+Not here yet: deleting, referrers and the catalog of repositories. As long as there is no referrers endpoint, no
+``OCI-Subject`` is sent: without it clients keep the list of referrers themselves, under a tag.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from typing import Final
+from urllib.parse import quote, urlencode
+
+import msgspec
+
+from p2pregistry.content.metainfo import BlobRef
+from p2pregistry.digest import Digest
+from p2pregistry.errors import NotFound, RegistryError, RequestError
+from p2pregistry.observe import count_served
+from p2pregistry.oci.manifest import MANIFEST_LIMIT, Manifest, parse_manifest
+from p2pregistry.oci.media import OCTET_STREAM
+from p2pregistry.oci.ranges import content_range, parse_range
+from p2pregistry.oci.reference import Route, check_tag, parse_path, parse_reference
+from p2pregistry.serve.errors_json import error_response
+from p2pregistry.serve.http import BlobSlice, Request, Response
+from p2pregistry.store.base import BlobStore
+from p2pregistry.trust.claims import ManifestClaim
+from tracker.accounts import Account, unauthorized
+from tracker.catalog.base import Catalog, ManifestRecord, NewManifest
+from tracker.upload_api import UploadApi
+from tracker.uploads import Uploads
+
+#: Turns a claim into a signed token.
+SignClaim = Callable[[ManifestClaim], str]
+
+#: Tags in one answer, at most.
+MAX_TAGS: Final = 1000
+_API_VERSION: Final = ("Docker-Distribution-Api-Version", "registry/2.0")
+_JSON: Final = ("Content-Type", "application/json")
+_READS: Final = ("GET", "HEAD")
+
+
+class RegistryApi:
+    """The handler. ``account`` None: nobody may push. ``manifest_limit``: bytes."""
+
+    def __init__(
+        self,
+        catalog: Catalog,
+        store: BlobStore,
+        uploads: Uploads,
+        sign: SignClaim,
+        *,
+        account: Account | None = None,
+        anonymous_pull: bool = True,
+        manifest_limit: int = MANIFEST_LIMIT,
+    ) -> None:
+        self._catalog = catalog
+        self._store = store
+        self._uploads = UploadApi(catalog, uploads)
+        self._sign = sign
+        self._account = account
+        self._anonymous_pull = anonymous_pull
+        self._manifest_limit = manifest_limit
+
+    async def __call__(self, request: Request) -> Response:
+        """Answer one request; every RegistryError becomes the answer that OCI prescribes."""
+        try:
+            response = await self._route(request)
+        except RegistryError as err:
+            response = error_response(err)
+        response.headers.append(_API_VERSION)
+        return response
+
+    # ----------------------------------------------------------------------------------------------------- decisions
+
+    async def _route(self, request: Request) -> Response:
+        known = self._account is not None and self._account.authenticate(request.header("authorization"))
+        if self._account is None and request.header("authorization") is not None:
+            raise unauthorized("the credentials are not valid")
+        route = parse_path(request.path)
+        self._permit(route, request.method, known)
+        methods = self._methods(route, request)
+        handle = methods.get(request.method)
+        if handle is None:
+            raise RequestError(
+                "UNSUPPORTED", "this cannot be done here", status=405, headers={"Allow": ", ".join(methods)}
+            )
+        return await handle()
+
+    def _permit(self, route: Route, method: str, known: bool) -> None:
+        if known:
+            return
+        reading = method in _READS and route.kind not in ("uploads", "upload")
+        if route.kind == "base":
+            allowed = self._anonymous_pull and self._account is None
+        else:
+            allowed = reading and self._anonymous_pull
+        if allowed:
+            return
+        if self._account is None and not reading:
+            raise RequestError("DENIED", "this registry has no account that may push")
+        raise unauthorized("credentials are needed")
+
+    def _methods(self, route: Route, request: Request) -> dict[str, Callable[[], Awaitable[Response]]]:
+        """What can be done at this path."""
+        name, reference, uploads = route.repository, route.reference, self._uploads
+        match route.kind:
+            case "base":
+                return dict.fromkeys(_READS, _base)
+            case "manifest":
+                read = dict.fromkeys(_READS, lambda: self._get_manifest(name, reference, request))
+                return {**read, "PUT": lambda: self._put_manifest(name, reference, request)}
+            case "blob":
+                return {
+                    "GET": lambda: self._get_blob(name, Digest.parse(reference), request),
+                    "HEAD": lambda: self._head_blob(name, Digest.parse(reference)),
+                }
+            case "tags":
+                return dict.fromkeys(_READS, lambda: self._tags(name, request))
+            case "uploads":
+                return {"POST": lambda: uploads.start(name, request)}
+            case "upload":
+                return {
+                    "GET": lambda: uploads.status(name, reference),
+                    "PATCH": lambda: uploads.append(name, reference, request),
+                    "PUT": lambda: uploads.finish(name, reference, request),
+                    "DELETE": lambda: uploads.cancel(name, reference),
+                }
+            case "referrers":
+                raise NotFound("UNSUPPORTED", "this registry does not list referrers")
+            case "catalog":
+                return {}
+
+    # --------------------------------------------------------------------------------------------------------- blobs
+
+    async def _blob(self, repository: str, digest: Digest) -> BlobRef:
+        found = await self._catalog.blob(repository, digest)
+        if found is None:
+            raise NotFound("BLOB_UNKNOWN", "this repository has no such blob", detail={"digest": str(digest)})
+        return found
+
+    async def _head_blob(self, repository: str, digest: Digest) -> Response:
+        await self._blob(repository, digest)
+        # asked of the store, not of the catalog: a client that is told 404 pushes again what a disk has lost
+        size = await self._store.size(digest)
+        return Response(200, [*_blob_headers(digest), ("Content-Length", str(size))])
+
+    async def _get_blob(self, repository: str, digest: Digest, request: Request) -> Response:
+        await self._blob(repository, digest)
+        blob = await self._store.open(digest)
+        try:
+            part = parse_range(request.header("range"), blob.size)
+        except RequestError:
+            blob.close()
+            raise
+        offset, length = part or (0, blob.size)
+        headers = _blob_headers(digest)
+        if part is not None:
+            headers.append(("Content-Range", content_range(offset, length, blob.size)))
+        return Response(206 if part else 200, headers, BlobSlice(blob, offset, length, count_served("client")))
+
+    # ----------------------------------------------------------------------------------------------------- manifests
+
+    async def _get_manifest(self, repository: str, reference: str, request: Request) -> Response:
+        found = await self._catalog.manifest(repository, parse_reference(reference))
+        if found is None:
+            raise NotFound("MANIFEST_UNKNOWN", "this repository has no such manifest", detail={"reference": reference})
+        headers = _manifest_headers(found)
+        if request.method == "HEAD":
+            return Response(200, [*headers, ("Content-Length", str(len(found.body)))])
+        count_served("client")(len(found.body))
+        return Response(200, headers, found.body)
+
+    async def _put_manifest(self, repository: str, reference: str, request: Request) -> Response:
+        target = parse_reference(reference)
+        extra = [check_tag(tag) for tag in dict.fromkeys(request.params("tag"))] if isinstance(target, Digest) else []
+        body = await self._manifest_body(request)
+        digest = Digest.of(body, target.algorithm if isinstance(target, Digest) else "sha256")
+        if isinstance(target, Digest) and target != digest:
+            raise RequestError(
+                "DIGEST_INVALID", "the manifest does not have this digest", detail={"received": str(digest)}
+            )
+        manifest = parse_manifest(body, request.header("content-type"))
+        tags = extra if isinstance(target, Digest) else [target]
+        await self._catalog.put_manifest(
+            repository,
+            _new_manifest(digest, manifest, body),
+            tags,
+            lambda blobs: self._sign(ManifestClaim(repository, digest, tuple(blobs))),
+        )
+        headers = [("Location", f"/v2/{repository}/manifests/{digest}"), ("Docker-Content-Digest", str(digest))]
+        headers += [("OCI-Tag", tag) for tag in extra]
+        return Response(201, headers)
+
+    async def _manifest_body(self, request: Request) -> bytes:
+        try:
+            return await request.body.read(self._manifest_limit)
+        except RequestError as err:
+            if err.status != 413:
+                raise
+            raise RequestError(
+                "MANIFEST_INVALID", f"a manifest may have {self._manifest_limit} bytes", status=413
+            ) from err
+
+    # ---------------------------------------------------------------------------------------------------------- tags
+
+    async def _tags(self, repository: str, request: Request) -> Response:
+        asked, last = request.param("n"), request.param("last") or ""
+        limit = MAX_TAGS if asked is None else min(_number(asked), MAX_TAGS)
+        if last:
+            check_tag(last)
+        # one more than asked for tells whether there is a next page; with n=0 the question is only whether it exists
+        found = await self._catalog.tags(repository, after=last, limit=limit + 1)
+        tags = found[:limit]
+        headers = [_JSON]
+        if tags and len(found) > limit:
+            query = urlencode({"n": limit, "last": tags[-1]}, quote_via=quote)
+            headers.append(("Link", f'</v2/{repository}/tags/list?{query}>; rel="next"'))
+        return Response(200, headers, msgspec.json.encode({"name": repository, "tags": tags}))
+
+
+async def _base() -> Response:
+    return Response(200, [_JSON], b"{}")
+
+
+def _number(text: str) -> int:
+    if not (text.isascii() and text.isdigit() and len(text) <= 18):
+        raise RequestError("UNSUPPORTED", "n is a number of tags", status=400, detail={"n": text[:100]})
+    return int(text)
+
+
+def _blob_headers(digest: Digest) -> list[tuple[str, str]]:
+    return [
+        ("Content-Type", OCTET_STREAM),
+        ("Docker-Content-Digest", str(digest)),
+        ("Accept-Ranges", "bytes"),
+        ("ETag", f'"{digest}"'),
+    ]
+
+
+def _manifest_headers(record: ManifestRecord) -> list[tuple[str, str]]:
+    return [
+        ("Content-Type", record.media_type),
+        ("Docker-Content-Digest", str(record.digest)),
+        ("ETag", f'"{record.digest}"'),
+    ]
+
+
+def _new_manifest(digest: Digest, manifest: Manifest, body: bytes) -> NewManifest:
+    return NewManifest(
+        digest,
+        manifest.media_type,
+        body,
+        tuple(item.digest for item in manifest.required_blobs()),
+        tuple(item.digest for item in manifest.children()),
+    )
