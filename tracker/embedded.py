@@ -212,6 +212,9 @@ class _Server:
         """Made under another name and renamed when it is complete, so that there is never half a cluster."""
         new = self.home / "data.new"
         if new.exists():
+            # An initdb that was cut off may still be at it.
+            if not await _gone_within(new, (), sum(_ORPHAN)):
+                raise LocalError(f"a database is still being made in {new}: processes {_holders(new, ())}")
             await trio.to_thread.run_sync(shutil.rmtree, new)
         new.mkdir(mode=0o700)
         if self.account is not None:
@@ -225,7 +228,8 @@ class _Server:
             await _exited(process)
         finally:
             if process.poll() is None:
-                process.kill()
+                # The whole session: initdb starts servers to talk to.
+                os.killpg(process.pid, signal.SIGKILL)
                 process.wait()
         if process.returncode != 0:
             raise LocalError(f"the database could not be made (initdb, {self.log}):\n{self._tail()}")
@@ -234,7 +238,17 @@ class _Server:
 
     def _name(self, directory: Path) -> str:
         """How the server calls its directory, which is also where it is started."""
-        return "/proc/self/cwd" if self.account is not None and sys.platform == "linux" else str(directory)
+        if self.account is None:
+            return str(directory)
+        # Before version 16 a server changes directory while it looks for itself, and could not come back.
+        if sys.platform == "linux" and self.binaries.major >= 16:
+            return "/proc/self/cwd"
+        if not reachable(directory, self.account):
+            raise LocalError(
+                f"Postgres {self.binaries.major} runs as the user {self.account.name}, who cannot reach {directory}: "
+                "use Postgres 16 or later, run the tracker as an ordinary user, or choose another directory"
+            )
+        return str(directory)
 
     def _write(self, name: str, text: str) -> None:
         """Replace a file of the cluster; a link that the server's account put in its place is not followed."""
@@ -269,8 +283,10 @@ class _Server:
 
     async def start(self) -> None:
         """Start the server and wait until it takes connections; crash recovery may take its time."""
-        # A socket of a killed server would look like a live one to whoever connects early.
-        (self.socket_dir / _SOCKET).unlink(missing_ok=True)
+        # What a killed server left: nobody uses it (we hold the lock), but its process may still be an unreaped zombie,
+        # or its number someone else's, and then the lock file of the socket would be believed.
+        for name in (_SOCKET, _SOCKET + ".lock"):
+            (self.socket_dir / name).unlink(missing_ok=True)
         settings = {"listen_addresses": "", "max_connections": "40", "shared_buffers": "64MB", "log_checkpoints": "off"}
         settings |= {"io_method": "sync"} if self.binaries.major >= 18 else {}
         command = [str(self.binaries.bin / "postgres"), "-D", self._name(self.data), "-k", str(self.socket_dir)]
@@ -335,7 +351,7 @@ class _Server:
         Postgres makes sure by itself that two servers never share a cluster, and would refuse to start.
         """
         for number, seconds in zip((signal.SIGINT, signal.SIGQUIT, None), _ORPHAN, strict=True):
-            if await self._gone_within(seconds):
+            if await _gone_within(self.data, self._pid_file(), seconds):
                 break
             # The postmaster alone: its children follow it.
             postmaster = self._pid_file()[:1]
@@ -349,13 +365,15 @@ class _Server:
             # Nobody is there, but the number in the file may belong to another process by now.
             (self.data / "postmaster.pid").unlink(missing_ok=True)
 
-    async def _gone_within(self, seconds: float) -> bool:
-        give_up_at = trio.current_time() + seconds
-        while _holders(self.data, self._pid_file()):
-            if trio.current_time() >= give_up_at:
-                return False
-            await trio.sleep(10 * _POLL)
-        return True
+
+async def _gone_within(data: Path, pid_file: Sequence[str], seconds: float) -> bool:
+    """Whether all processes of a server on ``data`` end in that time."""
+    give_up_at = trio.current_time() + seconds
+    while _holders(data, pid_file):
+        if trio.current_time() >= give_up_at:
+            return False
+        await trio.sleep(10 * _POLL)
+    return True
 
 
 def _holders(data: Path, pid_file: Sequence[str]) -> list[int]:
@@ -381,7 +399,7 @@ def _servers_in(data: Path) -> Iterator[int]:
             there = (entry / "cwd").stat()
             if (there.st_dev, there.st_ino) != (here.st_dev, here.st_ino):
                 continue
-            if (entry / "comm").read_text("utf-8", "replace").strip() == "postgres":
+            if (entry / "comm").read_text("utf-8", "replace").strip() in ("postgres", "initdb"):
                 yield int(entry.name)
         except OSError:
             # It ended, or belongs to someone else and so is not on this cluster.

@@ -55,7 +55,9 @@ class Catalog(Protocol):
     async def metainfo(self, digest: Digest) -> Metainfo | None:
         """The piece table of any blob that some manifest's claim names, for the peer API; else None."""
 
-    async def put_manifest(self, repository: str, manifest: NewManifest, tags: Sequence[str], sign: Sign) -> ManifestRecord:
+    async def put_manifest(
+        self, repository: str, manifest: NewManifest, tags: Sequence[str], sign: Sign
+    ) -> ManifestRecord:
         """Store the manifest byte for byte and move ``tags`` to it.
 
         Raises RequestError (MANIFEST_BLOB_UNKNOWN, status 404, detail naming the digests) if the repository lacks
