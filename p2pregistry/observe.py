@@ -35,17 +35,18 @@ def configure_logging(json: bool, level: str = "info") -> None:
     import structlog
 
     number = logging.getLevelNamesMapping()[level.upper()]
-    renderer: Any = (
-        structlog.processors.JSONRenderer() if json else structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty())
-    )
+    # tracebacks without local variables: those hold tokens and passwords
+    plain = structlog.dev.plain_traceback
+    last: list[Any] = [structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty(), exception_formatter=plain)]
+    if json:
+        last = [structlog.processors.format_exc_info, structlog.processors.JSONRenderer()]
     structlog.configure(
         processors=[
             structlog.contextvars.merge_contextvars,
             structlog.processors.add_log_level,
             structlog.processors.TimeStamper(fmt="iso", utc=True),
             structlog.processors.StackInfoRenderer(),
-            *([structlog.processors.dict_tracebacks] if json else []),
-            renderer,
+            *last,
         ],
         wrapper_class=structlog.make_filtering_bound_logger(number),
         # the stream is looked up at each line: tests and service managers replace it
@@ -165,7 +166,8 @@ def exposition() -> tuple[str, bytes]:
     """Content type and body of ``/metrics`` (Prometheus text format 0.0.4)."""
     from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 
-    fetched(), served()
+    fetched()
+    served()
     for name in LISTENERS:
         listener_metrics(name)
     return CONTENT_TYPE_LATEST, generate_latest()

@@ -66,7 +66,7 @@ class Connection:
     def __init__(
         self, raw: socket.socket, client: str, handler: Handler, limits: Limits, metrics: ListenerMetrics | None
     ) -> None:
-        self.scope = trio.CancelScope()
+        self.scope = trio.move_on_at(math.inf)
         self.deadline = math.inf
         self.closing = False
         self.idle = False

@@ -22,9 +22,11 @@ class Body(Protocol):
 
     def __aiter__(self) -> AsyncIterator[bytes]:
         """Chunks as they arrive. Raises RequestError (SIZE_INVALID) if the client stops short."""
+        ...
 
     async def read(self, limit: int) -> bytes:
         """All of it. Raises RequestError with status 413 once it is longer than ``limit`` bytes."""
+        ...
 
 
 @dataclass(slots=True)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import ipaddress
+import math
 import os
 import socket
 import stat
@@ -203,7 +204,8 @@ class _Server:
         self._connections: set[Connection] = set()
         self._changed = trio.Event()  # set when a connection ends
         self._ended = trio.Event()
-        self._shelter = trio.CancelScope(shield=True)
+        self._shelter = trio.move_on_at(math.inf)
+        self._shelter.shield = True
 
     async def hold_connections(self, task_status: Any) -> None:
         """The nursery of the connections, out of reach of the caller's cancellation until ``grace`` is over."""
@@ -228,8 +230,6 @@ class _Server:
     async def accept(self, sock: trio.socket.SocketType, connections: trio.Nursery) -> None:
         """Take connections as they come."""
         while True:
-            while len(self._connections) >= self._limits.connections:
-                await self._make_room()
             try:
                 taken, address = await sock.accept()
             except OSError as err:
@@ -239,7 +239,10 @@ class _Server:
                 elif err.errno == errno.EBADF:
                     raise LocalError("a listening socket was closed under its server") from err
                 continue  # else: the connection was reset before it was taken
-            raw = socket.socket(fileno=taken.detach())
+            with taken:  # until it is detached
+                while len(self._connections) >= self._limits.connections:
+                    await self._make_room()
+                raw = socket.socket(fileno=taken.detach())
             raw.setblocking(False)
             client = ""
             if raw.family != socket.AF_UNIX:
