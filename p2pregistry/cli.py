@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import click
@@ -49,9 +50,14 @@ cli.add_command(node)
 
 
 def main() -> None:
-    """Run the command line; our own errors become one line: 2 for a wrong setting, 1 for the rest."""
+    """Run the command line."""
+    reporting(lambda: cli(prog_name="p2pregistry"))
+
+
+def reporting(command: Callable[[], object]) -> None:
+    """Call ``command``; our own errors become a message and an exit status: 2 for a wrong setting, 1 for the rest."""
     try:
-        cli(prog_name="p2pregistry")
+        command()
     except RegistryError as err:
         _fail(err)
     except BaseExceptionGroup as group:

@@ -203,7 +203,7 @@ def _read(row: Row, given: _Given) -> object:
         return msgspec.convert(value, row.accepts, strict=not given.text)
     except (ValueError, msgspec.ValidationError) as err:
         # msgspec's own path starts at the value, which is the part we already name
-        reason = re.sub(r" - at `\$.*`$", "", str(err)).replace("`", "")
+        reason = re.sub(r" - at `\$.*`$", "", str(err)).replace("`", "").replace(" | null", "")
         shown = "" if row.setting.secret else f", got {_toml(given.value)}"
         raise SettingsError(f"$.{row.path}: {reason[0].lower()}{reason[1:]}{shown} ({given.origin})") from err
 
@@ -233,7 +233,7 @@ def _toml(value: object) -> str:
     if isinstance(value, list | tuple):
         return "[" + ", ".join(_toml(item) for item in value) + "]"
     if isinstance(value, str):
-        return json.dumps(value, ensure_ascii=False)
+        return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
     return str(value)
 
 
