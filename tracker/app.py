@@ -1,0 +1,287 @@
+"""The tracker, put together: what runs, in which order it starts, and in which order it stops.
+
+Start: ports (a taken one is an error before anything else happens), keys, database and schema, blobs, DHT, listeners.
+Stop, within DEADLINE seconds: the listeners stop accepting; requests under way, uploads among them, have GRACE seconds;
+then the DHT closes, then the database's connections, and the embedded Postgres last of all.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+import trio
+
+from p2pregistry import __version__, observe
+from p2pregistry.errors import LocalError
+from p2pregistry.lifetime import orderly
+from p2pregistry.serve.endpoints import health
+from p2pregistry.serve.http import Handler
+from p2pregistry.serve.listen import open_listeners, serve
+from p2pregistry.serve.peer_api import Slots
+from p2pregistry.store.files import FileStore, open_files
+from p2pregistry.trust.claims import ManifestClaim, sign_manifest_claim
+from p2pregistry.trust.keys import TrackerKeys
+from tracker.accounts import Account
+from tracker.catalog.migrate import migrate as migrate_schema
+from tracker.catalog.postgres import PostgresCatalog
+from tracker.db import Connection, Db
+from tracker.embedded import embedded_postgres
+from tracker.peer_endpoints import Swarm, TrackerPeerApi
+from tracker.push_api import RegistryApi
+from tracker.settings import TrackerSettings, read_secret
+from tracker.uploads import Uploads
+
+if TYPE_CHECKING:
+    from p2pregistry.routing.dht import DhtRouter
+
+#: Seconds that requests under way may take at shutdown, and that the whole shutdown may take.
+GRACE: Final = 10.0
+DEADLINE: Final = 30.0
+#: Seconds between two questions to the database whether it is there.
+PROBE: Final = 1.0
+#: Transfers to nodes at once, and how many may wait for their turn.
+PEER_UPLOADS: Final = 16
+PEER_QUEUE: Final = 512
+
+_log = observe.logger(__name__)
+Ready = Callable[[dict[str, object]], None]
+Listeners = dict[str, list[trio.SocketListener]]
+
+
+async def run(settings: TrackerSettings, *, ready: Ready) -> None:
+    """Serve until cancelled. Raises SettingsError or LocalError if it cannot start, or if its Postgres keeps dying.
+
+    ``ready`` is called once everything listens, with url, peer_url, metrics_url, pid, data_dir, username, password,
+    libp2p (multiaddrs) and root_key.
+    """
+    settings.check()
+    observe.configure_logging(settings.tracker.log_format == "json", settings.tracker.log_level)
+    await orderly(lambda stop: _live(settings, ready, stop), deadline=DEADLINE)
+
+
+async def migrate(settings: TrackerSettings) -> list[str]:
+    """Bring the database to this program's schema; the names of the files applied. Raises SettingsError, LocalError."""
+    observe.configure_logging(settings.tracker.log_format == "json", settings.tracker.log_level)
+    async with _database(settings, _data_dir(settings)) as (_, applied):
+        return applied
+
+
+async def _live(settings: TrackerSettings, ready: Ready, stop: trio.Event) -> None:
+    data = _data_dir(settings)
+    async with AsyncExitStack() as stack:
+        listeners = await _listen(settings, stack)
+        keys = await trio.to_thread.run_sync(TrackerKeys.load_or_create, data / "keys")
+        credentials = _credentials(settings)
+        db, _ = await stack.enter_async_context(_database(settings, data))
+        store = await stack.enter_async_context(open_files(data / "blobs"))
+        router = await _router(settings, data, stack)
+        parts = _assemble(settings, keys, credentials, db, store, router)
+        left = await parts.uploads.discard_leftovers()
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(parts.uploads.run_expiry)
+            nursery.start_soon(parts.probe.run)
+            async with trio.open_nursery() as servers:
+                for name, handler in parts.handlers.items():
+                    await servers.start(_serve, name, handler, listeners[name], stop)
+                facts = _facts(settings, listeners, keys, credentials, router)
+                ready(facts)
+                urls = {key: facts[key] for key in ("url", "peer_url", "metrics_url")}
+                _log.info("ready", version=__version__, uploads_discarded=left, **urls)
+            nursery.cancel_scope.cancel()
+
+
+@dataclass(frozen=True, slots=True)
+class _Parts:
+    """What runs."""
+
+    handlers: dict[str, Handler]
+    uploads: Uploads
+    probe: _Probe
+
+
+def _assemble(
+    settings: TrackerSettings,
+    keys: TrackerKeys,
+    credentials: tuple[str, str] | None,
+    db: Db,
+    store: FileStore,
+    router: DhtRouter,
+) -> _Parts:
+    catalog = PostgresCatalog(db)
+    uploads = Uploads(catalog, store, expiry=settings.uploads.expiry)
+    key_set = keys.key_set()
+
+    def sign(claim: ManifestClaim) -> str:
+        return sign_manifest_claim(keys.signer, claim)
+
+    def swarm() -> Swarm:
+        return Swarm(
+            settings.tracker.swarm, settings.tracker.names, _multiaddrs(settings, router), keys.root_public, key_set
+        )
+
+    registry = RegistryApi(
+        catalog,
+        store,
+        uploads,
+        sign,
+        account=None if credentials is None else Account(*credentials),
+        anonymous_pull=settings.auth.anonymous_pull,
+        manifest_limit=settings.uploads.max_manifest_bytes,
+    )
+    probe = _Probe(db)
+    handlers: dict[str, Handler] = {
+        "registry": registry,
+        "peer": TrackerPeerApi(catalog, store, Slots(PEER_UPLOADS, PEER_QUEUE), swarm),
+        "metrics": health(lambda: probe.reason),
+    }
+    return _Parts(handlers, uploads, probe)
+
+
+class _Probe:
+    """Whether the database answers; ``reason`` is why not, None if it does."""
+
+    def __init__(self, db: Db) -> None:
+        self.reason: str | None = None
+        self._db = db
+
+    async def run(self) -> None:
+        """Ask again and again, for ever."""
+        while True:
+            try:
+                await self._db.query(_select_one)
+            except LocalError as err:
+                if self.reason is None:
+                    _log.warning("the database does not answer", error=err.message)
+                self.reason = "the database does not answer"
+            else:
+                if self.reason is not None:
+                    _log.info("the database answers again")
+                self.reason = None
+            await trio.sleep(PROBE)
+
+
+def _select_one(connection: Connection) -> None:
+    connection.execute("select 1")
+
+
+# -------------------------------------------------------------------------------------------------------------- parts
+
+
+def _data_dir(settings: TrackerSettings) -> Path:
+    data = Path(settings.tracker.data_dir)
+    try:
+        data.mkdir(mode=0o700, parents=True, exist_ok=True)
+    except OSError as err:
+        raise LocalError(f"{data} cannot be made: {err.strerror}") from err
+    return data.resolve()
+
+
+@asynccontextmanager
+async def _database(settings: TrackerSettings, data: Path) -> AsyncIterator[tuple[Db, list[str]]]:
+    """The database at this program's schema, and the migrations that were applied."""
+    chosen = settings.database
+    dsn = chosen.dsn if chosen.dsn_file is None else read_secret(chosen.dsn_file, "database.dsn_file")
+    async with AsyncExitStack() as stack:
+        if dsn is None:
+            dsn = await stack.enter_async_context(embedded_postgres(data / "postgres"))
+        db = Db(dsn, size=chosen.pool, statement_timeout=chosen.statement_timeout)
+        stack.callback(db.close)
+        applied = await migrate_schema(db)
+        if applied:
+            _log.info("the database has been migrated", files=applied)
+        yield db, applied
+
+
+def _credentials(settings: TrackerSettings) -> tuple[str, str] | None:
+    auth = settings.auth
+    if auth.username is None or auth.password_file is None:
+        return None
+    return auth.username, read_secret(auth.password_file, "auth.password_file")
+
+
+async def _router(settings: TrackerSettings, data: Path, stack: AsyncExitStack) -> DhtRouter:
+    from p2pregistry.routing.dht import DhtConfig, kad_protocol, open_dht  # half a second and 80 MB: not for --help
+    from p2pregistry.routing.hello import Hello
+
+    announced = [text.split("/")[2] for text in settings.libp2p.announce if text.startswith(("/ip4/", "/ip6/"))]
+    config = DhtConfig(
+        key_file=data / "keys" / "identity.key",
+        host=settings.libp2p.host,
+        port=settings.libp2p.port,
+        announce=announced[0] if announced else None,
+        hello=Hello(version=__version__),
+        protocol=kad_protocol(settings.tracker.swarm),
+    )
+    return await stack.enter_async_context(open_dht(config))
+
+
+def _multiaddrs(settings: TrackerSettings, router: DhtRouter) -> tuple[str, ...]:
+    own = f"/p2p/{router.peer_id}"
+    stated = tuple(text if "/p2p/" in text else text + own for text in settings.libp2p.announce)
+    return stated or tuple(text if "/p2p/" in text else text + own for text in router.addrs)
+
+
+# ---------------------------------------------------------------------------------------------------------- listeners
+
+
+async def _listen(settings: TrackerSettings, stack: AsyncExitStack) -> Listeners:
+    """Every port at once; closed when ``stack`` ends, if ``serve`` has not done it before."""
+    wanted = {
+        "registry": [(host, settings.registry.port) for host in settings.registry.host],
+        "peer": [(settings.peer.host, settings.peer.port)],
+        "metrics": [(settings.metrics.host, settings.metrics.port)],
+    }
+    opened: Listeners = {}
+    for name, addresses in wanted.items():
+        opened[name] = await open_listeners(addresses)
+        stack.callback(_close, opened[name])
+    return opened
+
+
+def _close(listeners: Sequence[trio.SocketListener]) -> None:
+    for listener in listeners:
+        listener.socket.close()
+
+
+async def _serve(
+    name: str,
+    handler: Handler,
+    listeners: list[trio.SocketListener],
+    stop: trio.Event,
+    task_status: Any,
+) -> None:
+    metrics = observe.listener_metrics(name) if name == "registry" or name == "peer" else None
+    await serve(handler, listeners, grace=GRACE, stop=stop, metrics=metrics, task_status=task_status)
+
+
+def _url(listeners: Sequence[trio.SocketListener]) -> str:
+    address, port = listeners[0].socket.getsockname()[:2]
+    # a wildcard is no address to connect to
+    host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(str(address), str(address))  # noqa: S104 - compared only
+    return f"http://{f'[{host}]' if ':' in host else host}:{port}"
+
+
+def _facts(
+    settings: TrackerSettings,
+    listeners: Listeners,
+    keys: TrackerKeys,
+    credentials: tuple[str, str] | None,
+    router: DhtRouter,
+) -> dict[str, object]:
+    username, password = credentials or (None, None)
+    return {
+        "url": settings.tracker.public_url or _url(listeners["registry"]),
+        "peer_url": _url(listeners["peer"]),
+        "metrics_url": _url(listeners["metrics"]),
+        "pid": os.getpid(),
+        "data_dir": str(_data_dir(settings)),
+        "username": username,
+        "password": password,
+        "libp2p": list(_multiaddrs(settings, router)),
+        "root_key": keys.root_public,
+    }
