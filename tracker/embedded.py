@@ -147,12 +147,14 @@ def _socket_dir(home: Path, account: Account | None) -> Iterator[Path]:
     try:
         yield path
     finally:
-        try:
-            path.rmdir()
-        except OSError as error:
-            # A server that had to be killed left its socket, which the next one replaces.
-            if error.errno not in (errno.ENOTEMPTY, errno.ENOENT):
-                raise LocalError(f"cannot remove {path}: {error.strerror}") from error
+        # A server that was killed has left its socket; nobody uses it any more.
+        _clear(path)
+        path.rmdir()
+
+
+def _clear(socket_dir: Path) -> None:
+    for name in (_SOCKET, _SOCKET + ".lock"):
+        (socket_dir / name).unlink(missing_ok=True)
 
 
 def _make_database(dsn: str) -> None:
@@ -285,8 +287,7 @@ class _Server:
         """Start the server and wait until it takes connections; crash recovery may take its time."""
         # What a killed server left: nobody uses it (we hold the lock), but its process may still be an unreaped zombie,
         # or its number someone else's, and then the lock file of the socket would be believed.
-        for name in (_SOCKET, _SOCKET + ".lock"):
-            (self.socket_dir / name).unlink(missing_ok=True)
+        _clear(self.socket_dir)
         settings = {"listen_addresses": "", "max_connections": "40", "shared_buffers": "64MB", "log_checkpoints": "off"}
         settings |= {"io_method": "sync"} if self.binaries.major >= 18 else {}
         command = [str(self.binaries.bin / "postgres"), "-D", self._name(self.data), "-k", str(self.socket_dir)]

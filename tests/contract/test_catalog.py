@@ -16,8 +16,8 @@ from tracker.db import Db
 
 
 @asynccontextmanager
-async def postgres_catalog(dsn: str) -> AsyncIterator[Catalog]:
-    db = Db(dsn)
+async def postgres_catalog(dsn: str, prepare: bool) -> AsyncIterator[Catalog]:
+    db = Db(dsn, prepare=prepare)
     try:
         await migrate(db)
         yield PostgresCatalog(db)
@@ -30,7 +30,8 @@ async def test_memory(case: str) -> None:
     await CASES[case](MemoryCatalog())
 
 
+@pytest.mark.parametrize("prepare", [False, True], ids=["plain", "prepared"])
 @pytest.mark.parametrize("case", CASES)
-async def test_postgres(case: str, database: str) -> None:
-    async with postgres_catalog(database) as catalog:
+async def test_postgres(case: str, prepare: bool, database: str) -> None:
+    async with postgres_catalog(database, prepare) as catalog:
         await CASES[case](catalog)
