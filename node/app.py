@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import os
 import random
+import socket
 import time
 from collections.abc import Callable, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
+from urllib.parse import urlsplit
 
 import trio
-from p2pregistry.store.cache import Cache
-from p2pregistry.store.recover import drop_old_partials, reconcile
 
 from node.admin import admin_handler
 from node.finder import PeerFinder
@@ -26,17 +27,22 @@ from p2pregistry.lifetime import orderly
 from p2pregistry.oci.manifest import parse_manifest
 from p2pregistry.pull.plan import Limits
 from p2pregistry.resolve import Resolver, Trust
-from p2pregistry.routing.base import Router
+from p2pregistry.routing.hello import Hello
 from p2pregistry.serve.endpoints import health
 from p2pregistry.serve.http import Handler
 from p2pregistry.serve.listen import open_listeners, open_unix_listener, serve
 from p2pregistry.serve.peer_api import PeerApi, Slots
 from p2pregistry.serve.pull_api import PullApi
 from p2pregistry.sources.tracker import TrackerSource
-from p2pregistry.store.files import FileStore
+from p2pregistry.store.cache import Cache
+from p2pregistry.store.files import FileStore, open_files
 from p2pregistry.store.index import Index, open_index
 from p2pregistry.store.records import StoredManifest
+from p2pregistry.store.recover import discard_partials, reconcile, stale_partials
 from p2pregistry.trust.keys import check_root_public
+
+if TYPE_CHECKING:
+    from p2pregistry.routing.dht import DhtRouter
 
 #: Seconds that answers under way may take at shutdown, and that the whole shutdown may take.
 GRACE, DEADLINE = 5.0, 15.0
@@ -52,7 +58,7 @@ class Node:
 
     settings: NodeSettings
     index: Index
-    router: Router
+    router: DhtRouter
     flights: Flights
     trust: Trust
     tracker: TrackerSource | None
@@ -60,7 +66,6 @@ class Node:
     peer_id: str
     names: frozenset[str] = frozenset()
     swarm_seen: float | None = None
-    bootstrap: Callable[[Sequence[str]], None] = lambda _addresses: None
     started: float = field(default_factory=time.time)
 
 
@@ -87,17 +92,18 @@ async def _live(settings: NodeSettings, ready: Ready, stop: trio.Event) -> None:
         store = await stack.enter_async_context(open_files(data))
         index = await stack.enter_async_context(open_index(data / "index.lmdb"))
         await reconcile(store, index, time.time())
-        await drop_old_partials(store, time.time(), settings.cache.partial_age)
+        await _clear_partials(store, index, settings.cache.partial_age)
         tracker = _tracker(settings)
         if tracker is not None:
             stack.callback(tracker.close)
-        router, peer_id = await _router(stack, settings, data, listeners["peer"])
-        node, handlers = await _assemble(stack, settings, store, index, tracker, router, peer_id)
-        node.urls = _urls(settings, listeners)
+        urls = _urls(settings, listeners)
+        router = await _router(stack, settings, data, urls)
+        node, handlers = await _assemble(stack, settings, store, index, tracker, router)
+        node.urls = urls
         async with trio.open_nursery() as nursery:
             nursery.start_soon(_visit_tracker, node)
-            ready({**node.urls, "pid": os.getpid(), "data_dir": str(data), "peer_id": peer_id})
-            _log.info("ready", peer_id=peer_id, version=__version__, **node.urls)
+            ready({**node.urls, "pid": os.getpid(), "data_dir": str(data), "peer_id": node.peer_id})
+            _log.info("ready", peer_id=node.peer_id, version=__version__, **node.urls)
             async with trio.open_nursery() as servers:
                 for name, handler in handlers.items():
                     servers.start_soon(_one_server, name, handler, listeners[name], stop)
@@ -140,9 +146,24 @@ def _urls(settings: NodeSettings, listeners: dict[str, list[trio.SocketListener]
 
     return {
         "url": url("pull"),
-        "peer_url": settings.peer.advertise or url("peer"),
+        "peer_url": settings.peer.advertise or _advertised(settings, listeners["peer"]),
         "metrics_url": url("metrics"),
     }
+
+
+def _advertised(settings: NodeSettings, peer: list[trio.SocketListener]) -> str:
+    """Where others reach the peer API: the address listened on or, if that is any, the one used toward the tracker."""
+    host = peer[0].socket.getsockname()[0]
+    if host in ("0.0.0.0", "::"):  # noqa: S104 - compared, not bound
+        to = urlsplit(settings.tracker.url or "http://192.0.2.1")
+        try:
+            family, kind, _, _, address = socket.getaddrinfo(to.hostname, to.port or 80, type=socket.SOCK_DGRAM)[0]
+            with socket.socket(family, kind) as probe:
+                probe.connect(address)  # of a datagram socket: picks the route, sends nothing
+                host = probe.getsockname()[0]
+        except OSError as err:
+            raise LocalError("this machine's address toward the tracker is not known; set peer.advertise") from err
+    return f"http://{f'[{host}]' if ':' in host else host}:{_port(peer)}"
 
 
 def _tracker(settings: NodeSettings) -> TrackerSource | None:
@@ -153,12 +174,10 @@ def _tracker(settings: NodeSettings) -> TrackerSource | None:
     return TrackerSource(settings.tracker.url, timeout=settings.tracker.timeout)
 
 
-async def _router(
-    stack: AsyncExitStack, settings: NodeSettings, data: Path, peer: list[trio.SocketListener]
-) -> tuple[Router, str]:
-    from p2pregistry.routing.dht import DhtConfig, open_dht  # half a second and 80 MB: not for --help
+async def _router(stack: AsyncExitStack, settings: NodeSettings, data: Path, urls: dict[str, str]) -> DhtRouter:
+    from p2pregistry.routing.dht import DhtConfig, kad_protocol, open_dht  # half a second and 80 MB: not for --help
 
-    router = await stack.enter_async_context(
+    return await stack.enter_async_context(
         open_dht(
             DhtConfig(
                 key_file=data / "identity.key",
@@ -166,14 +185,25 @@ async def _router(
                 port=settings.libp2p.port,
                 announce=settings.libp2p.announce,
                 bootstrap=settings.libp2p.bootstrap,
-                swarm=settings.node.swarm,
-                peer_port=_port(peer),
-                peer_url=settings.peer.advertise,
-                zone=settings.node.zone,
+                protocol=kad_protocol(settings.node.swarm),
+                hello=Hello((urls["peer_url"],), settings.node.zone, __version__),
             )
         )
     )
-    return router, router.peer_id
+
+
+async def _clear_partials(store: FileStore, index: Index, max_age: float) -> None:
+    written = {key: await store.staged_at(key) for key in await store.staged()}
+
+    def known(key: str) -> bool:
+        """Whether the partial is of a blob that this node could fetch again, and does not have already."""
+        try:
+            digest = Digest.parse(key.replace("-", ":", 1))
+        except RequestError:
+            return False
+        return index.blob(digest) is None
+
+    await discard_partials(store, stale_partials(written, time.time(), max_age, known))
 
 
 async def _assemble(
@@ -182,8 +212,7 @@ async def _assemble(
     store: FileStore,
     index: Index,
     tracker: TrackerSource | None,
-    router: Router,
-    peer_id: str,
+    router: DhtRouter,
 ) -> tuple[Node, dict[str, Handler]]:
     def drop(digest: Digest) -> None:
         router.drop([digest])
@@ -229,7 +258,7 @@ async def _assemble(
         max_stale=settings.tags.max_stale,
         learnt=learnt,
     )
-    node = Node(settings, index, router, flights, trust, tracker, {}, peer_id)
+    node = Node(settings, index, router, flights, trust, tracker, {}, router.peer_id)
     node.names = _known_names(settings, index)
 
     def interest(manifest: StoredManifest) -> None:
@@ -239,7 +268,8 @@ async def _assemble(
         resolver, cache, flights, names=lambda: node.names, served=observe.count_served("client"), interest=interest
     )
     peers = PeerApi(index, cache, Slots(settings.peer.max_uploads, 256), served=observe.count_served("peer"))
-    router.hold([*index.manifest_digests(), *(digest for digest, _size, _use in index.held())])
+    held = [*index.manifest_digests(), *(digest for digest, _size, _use in index.held())]
+    router.hold(held, within=30.0 if len(held) > 100 else 0.0)
     return node, {
         "pull": pull,
         "peer": peers,
@@ -249,7 +279,7 @@ async def _assemble(
 
 
 def _count_fetched(kind: str, count: int) -> None:
-    observe.count_fetched(kind)(count)  # type: ignore[arg-type]  # the kinds of sources are the labels
+    observe.count_fetched(kind)(count)
 
 
 def _layers_to_find(manifest: StoredManifest, index: Index, flights: Flights) -> list[Digest]:
@@ -297,6 +327,6 @@ async def _visit(node: Node) -> bool:
     if node.settings.tracker.names is None:
         node.names = frozenset(swarm.names)
         await node.index.put_meta("names", "\n".join(swarm.names).encode("utf-8"), rebuildable=True)
-    node.bootstrap(swarm.libp2p)
+    node.router.bootstrap(swarm.libp2p)
     node.swarm_seen = time.time()
     return True

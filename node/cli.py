@@ -87,7 +87,7 @@ def _show(answer: Any, as_json: bool) -> None:
     if as_json:
         click.echo(json.dumps(answer))
         return
-    rows = answer.get("peers", []) if isinstance(answer, dict) and "peers" in answer else answer
+    rows = answer["peers"] if isinstance(answer, dict) and isinstance(answer.get("peers"), list) else answer
     if isinstance(rows, list):
         if not rows:
             click.echo("none")

@@ -48,7 +48,10 @@ class Peer(Section, frozen=True):
 class Libp2p(Section, frozen=True):
     host: Annotated[str, Setting("Address libp2p listens on.")] = "0.0.0.0"  # noqa: S104  # peers are other machines
     port: Annotated[Port, Setting("TCP port of libp2p; 0 takes any free one.")] = 5002
-    announce: Annotated[Texts, Setting("Multiaddrs told to others in place of the ones found; needed behind NAT.")] = ()
+    announce: Annotated[
+        str | None,
+        Setting("The IP address told to others; unset: the one used toward the tracker.", example="10.0.0.7"),
+    ] = None
     bootstrap: Annotated[Texts, Setting("Multiaddrs with /p2p/ of peers to join through, besides the tracker's.")] = ()
 
 

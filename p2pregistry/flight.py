@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import AsyncIterator, Callable
-from contextlib import AbstractContextManager, asynccontextmanager
+from contextlib import AbstractAsyncContextManager, AbstractContextManager, asynccontextmanager
 from typing import Protocol
 
 import trio
@@ -50,8 +50,8 @@ class Finder(Protocol):
 class Shelf(Protocol):
     """Where finished blobs are kept and noted."""
 
-    async def room(self, size: int) -> None:
-        """Make room for ``size`` bytes. Raises StorageFull."""
+    def room(self, size: int) -> AbstractAsyncContextManager[None]:
+        """Make room for ``size`` bytes and keep it free while the context lasts. Raises StorageFull."""
 
     def pin(self, digest: Digest) -> AbstractContextManager[None]:
         """Keep what belongs to this digest from eviction."""
@@ -148,7 +148,8 @@ class Flight:
         """From nothing to a committed blob. Errors go to the readers, not to the service."""
         try:
             with self._scope, self._service.shelf.pin(self.ref.digest):
-                await self._fly()
+                async with self._service.shelf.room(self.ref.size):
+                    await self._fly()
             if self._scope.cancelled_caught:
                 self._fail(Unreachable("the download was paused because nobody read it"))
         except RegistryError as err:
@@ -173,7 +174,6 @@ class Flight:
             self.spool.fail(failure)
 
     async def _fly(self) -> None:
-        await self._service.shelf.room(self.ref.size)
         async with trio.open_nursery() as nursery:
             self._nursery = nursery
             nursery.start_soon(self._join_tracker)

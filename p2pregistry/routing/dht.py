@@ -31,8 +31,9 @@ from libp2p.crypto.x25519 import create_new_key_pair as create_noise_key_pair
 from libp2p.custom_types import TProtocol
 from libp2p.host.basic_host import BasicHost
 from libp2p.io.trio import TrioTCPStream
-from libp2p.network.config import ConnectionConfig, RetryConfig
+from libp2p.network.config import ConnectionConfig
 from libp2p.network.connection.raw_connection import RawConnection
+from libp2p.network.connection.swarm_connection import SwarmConn
 from libp2p.network.swarm import Swarm
 from libp2p.peer.id import ID
 from libp2p.security.noise.transport import PROTOCOL_ID as NOISE
@@ -93,6 +94,11 @@ class DhtConfig:
     kad: KadSettings = field(default_factory=KadSettings)
 
 
+def kad_protocol(swarm: str) -> str:
+    """The protocol id of a swarm: nodes of different swarms do not understand each other."""
+    return KAD_PROTOCOL if swarm == "default" else f"/p2pregistry/{swarm}/kad/1.0.0"
+
+
 def parse_bootstrap(addresses: Iterable[str]) -> list[Contact]:
     """Multiaddrs ending in ``/p2p/<peer id>`` as contacts, several addresses of one peer joined. Raises
     SettingsError."""
@@ -150,7 +156,6 @@ class DhtRouter:
         if not isinstance(swarm, Swarm):
             raise LocalError("libp2p made a network of another kind")
         self._swarm = swarm
-        swarm.retry_config = RetryConfig(max_retries=0)
         swarm.set_resource_manager(None)  # it refuses ten connections a second from one peer; limits are ours
         swarm.auto_connector.maybe_connect = _no_connections  # type: ignore[method-assign]
         swarm.set_stream_handler(self._limited)
@@ -266,8 +271,8 @@ class DhtRouter:
             connections = self._swarm.get_connections(muxed.peer_id)
             self._make_room(muxed.peer_id)
             for connection in connections:
-                if getattr(connection, "muxed_conn", None) is muxed:
-                    await connection.event_closed.wait()  # type: ignore[attr-defined]
+                if isinstance(connection, SwarmConn) and connection.muxed_conn is muxed:
+                    await self._until_closed(connection.event_closed, stream)
 
     def _make_room(self, newest: ID) -> None:
         """Keep the number of connections bounded: those used longest ago are closed."""
@@ -315,14 +320,34 @@ class DhtRouter:
         return peer_id
 
     async def _dial(self, peer_id: ID, addrs: Iterable[bytes]) -> None:
+        if self._nursery is None:
+            raise LocalError("the DHT is not running")
         for address in addrs:
             try:
-                await self._swarm.dial_addr(Multiaddr(address), peer_id)
-            except Exception as error:  # noqa: BLE001 - refused, no route, handshake failed, bytes that are no address
+                stream = await trio.open_tcp_stream(*_host_and_port(address))
+            except (OSError, BadContent) as error:
                 log.debug("dialling %s failed: %s", peer_id, type(error).__name__)
-            else:
-                return
+                continue
+            try:
+                raw = RawConnection(TrioTCPStream(stream), True)
+                connection = await self._swarm.upgrade_outbound_raw_conn(raw, peer_id)
+            except Exception as error:  # noqa: BLE001 - whatever a stranger's bytes make the library raise
+                log.debug("the handshake with %s failed: %s", peer_id, type(error).__name__)
+                stream.socket.close()
+                continue
+            except trio.Cancelled:
+                stream.socket.close()
+                raise
+            self._nursery.start_soon(self._until_closed, connection.event_closed, stream)
+            return
         raise Unreachable("a peer could not be dialled")
+
+    async def _until_closed(self, closed: trio.Event, stream: trio.SocketStream) -> None:
+        """The library does not close every socket it should; whatever becomes of the connection, this one is."""
+        try:
+            await closed.wait()
+        finally:
+            stream.socket.close()
 
     @asynccontextmanager
     async def _stream(self, contact: Contact, protocol: str) -> AsyncIterator[INetStream]:
@@ -469,6 +494,18 @@ async def _read_hello(stream: INetStream) -> Hello:
     while (body := split_hello(data)) is None:
         data += await stream.read(_READ)
     return decode_hello(body)
+
+
+def _host_and_port(address: bytes) -> tuple[str, int]:
+    """Of a binary multiaddr ``/ip4|ip6|dns|dns4|dns6/.../tcp/...``. Raises BadContent for any other."""
+    try:
+        parts = list(Multiaddr(address).items())
+    except Exception as error:  # the library raises many kinds for bytes that are no multiaddr
+        raise BadContent("bytes that are no multiaddr") from error
+    names = [protocol.name for protocol, _ in parts]
+    if len(parts) != 2 or names[0] not in ("ip4", "ip6", "dns", "dns4", "dns6") or names[1] != "tcp":
+        raise BadContent("an address that is not TCP")
+    return str(parts[0][1]), int(str(parts[1][1]))
 
 
 def _announced(config: DhtConfig) -> str:

@@ -34,6 +34,7 @@ class Held(Protocol):
 
     async def open(self, digest: Digest) -> Blob:
         """Raises NotFound. Reading counts as use."""
+        ...
 
 
 class PullApi:

@@ -157,6 +157,11 @@ class Index:
         row = METAINFO.decode(self._get("metainfo", digest_key(digest)))
         return Metainfo(digest, row.size, row.root, row.hashes) if row is not None else None
 
+    def manifest_digests(self) -> list[Digest]:
+        """Every manifest that is kept here."""
+        found = (read_digest(key) for key, _value in self._scan("manifests", b""))
+        return [digest for digest in found if digest is not None]
+
     def blob(self, digest: Digest) -> BlobEntry | None:
         """The entry of a complete blob."""
         row = BLOBS.decode(self._get("blobs", digest_key(digest)))
