@@ -23,22 +23,29 @@ class Account:
     def __init__(self, username: str, password: str) -> None:
         if not password or ":" in username:
             raise ValueError("an account needs a password, and ':' cannot stand in a username")
-        self.username = username
         # Compared as one string: a wrong name takes as long as a wrong password.
         self._pair = f"{username}:{password}".encode()
 
-    def authenticate(self, header: str | None) -> bool:
-        """Whether an Authorization header is the account's; False if there is none.
+    def matches(self, pair: bytes) -> bool:
+        """Whether these are its name and password, joined by ':'."""
+        return hmac.compare_digest(pair, self._pair)
 
-        Raises RequestError (UNAUTHORIZED) for any other header: wrong credentials never count as none.
-        """
-        if header is None:
-            return False
-        scheme, _, encoded = header.partition(" ")
-        try:
-            pair = base64.b64decode(encoded.strip(), validate=True)
-        except (binascii.Error, ValueError):
-            pair = b""
-        if scheme.lower() != "basic" or not hmac.compare_digest(pair, self._pair):
-            raise unauthorized("the credentials are not valid")
-        return True
+
+def authenticate(account: Account | None, header: str | None) -> bool:
+    """Whether an Authorization header is the account's; False if there is none.
+
+    Raises RequestError (UNAUTHORIZED) for any other header: wrong credentials never count as none.
+    """
+    if header is None:
+        return False
+    scheme, _, encoded = header.partition(" ")
+    try:
+        pair = base64.b64decode(encoded.strip(), validate=True)
+    except (binascii.Error, ValueError):
+        pair = b""
+    basic = scheme.lower() == "basic"
+    if basic and pair == b":":
+        return False  # what skopeo, podman and buildah send when they were challenged and have no credentials
+    if not basic or account is None or not account.matches(pair):
+        raise unauthorized("the credentials are not valid")
+    return True

@@ -28,7 +28,7 @@ from p2pregistry.serve.errors_json import error_response
 from p2pregistry.serve.http import BlobSlice, Request, Response
 from p2pregistry.store.base import BlobStore
 from p2pregistry.trust.claims import ManifestClaim
-from tracker.accounts import Account, unauthorized
+from tracker.accounts import Account, authenticate, unauthorized
 from tracker.catalog.base import Catalog, ManifestRecord, NewManifest
 from tracker.upload_api import UploadApi
 from tracker.uploads import Uploads
@@ -77,9 +77,7 @@ class RegistryApi:
     # ----------------------------------------------------------------------------------------------------- decisions
 
     async def _route(self, request: Request) -> Response:
-        known = self._account is not None and self._account.authenticate(request.header("authorization"))
-        if self._account is None and request.header("authorization") is not None:
-            raise unauthorized("the credentials are not valid")
+        known = authenticate(self._account, request.header("authorization"))
         route = parse_path(request.path)
         self._permit(route, request.method, known)
         methods = self._methods(route, request)

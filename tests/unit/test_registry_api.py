@@ -458,6 +458,14 @@ async def test_wrong_credentials_are_refused_everywhere(tmp_path: Path, value: s
             assert (answer.status, answer.code) == (401, "UNAUTHORIZED")
 
 
+async def test_empty_credentials_count_as_none(tmp_path: Path) -> None:
+    async with registry(tmp_path) as api:
+        await api.push_image(REPO, "1", b"one")
+        empty = [("Authorization", "Basic Og==")]
+        assert (await call(api.api, "GET", f"/v2/{REPO}/manifests/1", headers=empty)).status == 200
+        assert (await call(api.api, "POST", f"/v2/{REPO}/blobs/uploads/", headers=empty)).status == 401
+
+
 async def test_reading_can_be_closed(tmp_path: Path) -> None:
     async with registry(tmp_path, anonymous_pull=False) as api:
         await api.push_image(REPO, "1", b"one")
