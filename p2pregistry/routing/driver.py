@@ -28,6 +28,8 @@ _BATCH = 200
 _SENDERS = 4
 #: Seconds between look-ups for this node's own surroundings after the start; the last one repeats.
 _REFRESH = (1.0, 3.0, 10.0, 30.0, 120.0, 600.0)
+#: Look-ups of random keys in each refresh: they fill the far buckets, which lie where most random keys do.
+_RANDOM_LOOKUPS = 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -183,10 +185,9 @@ class KadDriver:
         width: int,
         want: int = 0,
         found: Callable[[Contact], None] | None = None,
-        target: int | None = None,
     ) -> list[Contact]:
         """Look up ``key``: the nearest peers that answered; ``found`` is called for each new provider."""
-        where = position(key) if target is None else target
+        where = position(key)
         lookup = Lookup(
             where, self.own.peer_id, self._seeds_near(where, width), width=width, alpha=self.settings.alpha, want=want
         )
@@ -196,17 +197,16 @@ class KadDriver:
         send, receive = trio.open_memory_channel[tuple[bytes, Message | None]](math.inf)
         late: deque[tuple[float, bytes]] = deque()
         with send, receive:
-            while not lookup.done:
-                self._start_requests(lookup, Message(kind, key), send, late)
-                if lookup.done:
-                    break
-                with trio.CancelScope(deadline=late[0][0] if late else math.inf) as patience:
-                    peer_id, reply = await receive.receive()
-                if patience.cancelled_caught:
+            while self._start_requests(lookup, Message(kind, key), send, late):
+                events: list[tuple[bytes, Message | None]] = []
+                with trio.CancelScope(deadline=late[0][0] if late else math.inf):
+                    events.append(await receive.receive())
+                if not events:
                     lookup.late(late.popleft()[1])
-                elif reply is None:
-                    lookup.failed(peer_id)
-                else:
+                for peer_id, reply in events:
+                    if reply is None:
+                        lookup.failed(peer_id)
+                        continue
                     for contact in lookup.answered(peer_id, reply.closer, reply.providers):
                         report(contact)
         await trio.lowlevel.checkpoint()
@@ -218,7 +218,8 @@ class KadDriver:
         message: Message,
         results: trio.MemorySendChannel[tuple[bytes, Message | None]],
         late: deque[tuple[float, bytes]],
-    ) -> None:
+    ) -> bool:
+        """Ask whom the look-up wants to ask; True while there is something to wait for."""
         if self._nursery is None:
             raise LocalError("the DHT is not running")
         while wanted := lookup.next():
@@ -228,6 +229,7 @@ class KadDriver:
                     continue
                 late.append((trio.current_time() + self.settings.late_after, contact.peer_id))
                 self._nursery.start_soon(self._ask_for, contact, message, results)
+        return not lookup.done
 
     async def find_providers(self, key: bytes, found: Callable[[Contact], None], *, want: int = 0) -> None:
         """Call ``found`` for each provider of ``key`` as it turns up."""
@@ -245,9 +247,10 @@ class KadDriver:
                 lonely = min(2 * lonely, 15.0)
                 continue
             lonely = 0.5
-            for target in self.table.refresh_targets(self._random.getrandbits(256)):
-                key = self.own.peer_id if target == position(self.own.peer_id) else self._random.randbytes(32)
-                await self.look_up(Kind.FIND_NODE, key, width=self.settings.width)
+            near = await self.look_up(Kind.FIND_NODE, self.own.peer_id, width=self.settings.width)
+            if len(near) >= self.settings.width:  # else that was everybody
+                for _ in range(_RANDOM_LOOKUPS):
+                    await self.look_up(Kind.FIND_NODE, self._random.randbytes(32), width=self.settings.width)
             await self._pause(_REFRESH[min(rounds, len(_REFRESH) - 1)] * (0.8 + 0.4 * self._random.random()))
             rounds += 1
 

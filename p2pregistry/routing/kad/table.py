@@ -113,16 +113,3 @@ class RoutingTable:
     def nearest(self, target: int, count: int) -> list[Contact]:
         """The ``count`` peers nearest to a position, nearest first."""
         return nearest(self._entries.values(), target, count)
-
-    def refresh_targets(self, random_bits: int) -> list[int]:
-        """Positions to look up to fill the table: one in each bucket from the nearest known peer outwards, and our own.
-
-        ``random_bits`` is a random number of 256 bits.
-        """
-        deepest = max((prefix for prefix, bucket in self._buckets.items() if bucket), default=0)
-        targets = [self._own_position]
-        for prefix in range(min(deepest, 15) + 1):
-            low = BITS - prefix - 1
-            flipped = self._own_position ^ (1 << low)
-            targets.append(flipped >> low << low | random_bits & ((1 << low) - 1))
-        return targets
