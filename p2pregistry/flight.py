@@ -156,10 +156,9 @@ class Flight:
             self._fail(err)
         except BaseExceptionGroup as group:
             ours, others = group.split(RegistryError)
-            if others is not None:
-                self._fail(Unreachable("the download was interrupted"))
-                raise
-            self._fail(_first(ours))
+            self._fail(Unreachable("the download was interrupted") if ours is None else _first(ours))
+            if others is not None:  # a cancellation, or a bug: not ours to keep
+                raise others from None
         except BaseException:
             self._fail(Unreachable("the download was interrupted"))
             raise
@@ -199,11 +198,14 @@ class Flight:
         now = trio.current_time()
         service = self._service
         plan = self._plan = Plan(
-            info.count, now=now, randrange=service.randrange, limits=service.limits, have=frozenset(have)
+            info.count,
+            now=now,
+            randrange=service.randrange,
+            limits=service.limits,
+            have=frozenset(have),
+            looked=self._first_look.is_set() and not self._looking,
         )
         self.share(service.share)
-        if self._first_look.is_set() and not self._looking:
-            self._obey(plan.looked_up(now))
         for source in list(self._sources.values()):
             self._obey(plan.joined(source.name, source.kind, now))
         self._obey(plan.begin(now))
@@ -252,7 +254,6 @@ class Flight:
 
     async def _look_up(self) -> None:
         self._looking = True
-        again_ = self._first_look.is_set()
         try:
             await self._service.finder.find(self.ref.digest, self._join)
         except RemoteError as err:
@@ -262,7 +263,7 @@ class Flight:
             self._looking = False
             self._first_look.set()
         tracker = self._service.finder.tracker
-        if again_ and tracker is not None:
+        if tracker is not None:
             self._join(tracker)
         self._wake()
         if self._plan is not None:
@@ -466,14 +467,9 @@ class Reading:
         self.close()
 
 
-def _first(group: BaseExceptionGroup[RegistryError] | None) -> RegistryError:
-    while group is not None:
-        for err in group.exceptions:
-            if isinstance(err, RegistryError):
-                return err
-            group = err
-            break
-    raise RuntimeError("an empty group")
+def _first(group: BaseExceptionGroup[RegistryError]) -> RegistryError:
+    first = group.exceptions[0]
+    return _first(first) if isinstance(first, BaseExceptionGroup) else first
 
 
 class Flights:

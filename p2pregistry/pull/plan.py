@@ -145,7 +145,9 @@ class Plan:
         randrange: Randrange,
         limits: Limits | None = None,
         have: frozenset[int] = frozenset(),
+        looked: bool = False,
     ) -> None:
+        """``have``: pieces that are here already. ``looked``: a look-up has been made; what it found joins next."""
         self.limits = limits or Limits()
         #: bytes this flight may have in flight: its share of the node's; may change at any time
         self.budget = self.limits.in_flight
@@ -154,8 +156,8 @@ class Plan:
         self._readers: dict[int, int] = {}
         self._next_id = 0
         self._looking = False
-        self._looked = False
-        self._look_at = now
+        self._looked = looked
+        self._look_at = now + self.limits.look_up_every if looked else now
         self._moved = now  # when something last arrived, or the flight began
         self._flowed = bool(have)
         self._over = False

@@ -22,8 +22,8 @@ class ManifestRecord:
 
 @dataclass(frozen=True, slots=True)
 class NewManifest:
-    """A manifest on its way in. ``blobs`` and ``manifests`` are what it refers to and must be in the repository;
-    ``claimed`` is the part of ``blobs`` that the claim names (not foreign layers, not sparse children)."""
+    """A manifest on its way in. ``blobs`` and ``manifests`` are what it refers to and must be in the repository:
+    neither foreign layers nor a subject. The claim names the blobs."""
 
     digest: Digest
     media_type: str
