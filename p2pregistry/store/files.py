@@ -377,7 +377,7 @@ def _prepare(root: Path) -> int:
     check_directory(root)
     lock = own(root / "lock", f"the directory {root}")
     try:
-        for path in (root / "partial", *(root / "blobs" / algorithm for algorithm in ALGORITHMS)):
+        for path in (root / "partial", root / "blobs", *(root / "blobs" / algorithm for algorithm in ALGORITHMS)):
             check_directory(path)
         probe = root / "partial" / ".probe"  # a read-only mount is told apart only by writing
         probe.write_bytes(b"")

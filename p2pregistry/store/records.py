@@ -98,7 +98,7 @@ class Codec(Generic[_R]):
             return None
         try:
             return self._decoder.decode(memoryview(data)[1:])
-        except msgspec.MsgspecError:
+        except (msgspec.MsgspecError, UnicodeDecodeError):  # msgspec lets the latter through
             return None
 
 

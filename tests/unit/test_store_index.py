@@ -1,0 +1,237 @@
+"""The index: records, grouped writes, and what happens to a damaged one."""
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import lmdb
+import pytest
+import trio
+from hypothesis import given
+from hypothesis import strategies as st
+
+from p2pregistry.content.metainfo import BlobRef, Metainfo
+from p2pregistry.digest import Digest
+from p2pregistry.errors import LocalError
+from p2pregistry.store import index as index_module
+from p2pregistry.store.environment import MARK
+from p2pregistry.store.index import BlobEntry, StoredManifest, TagRecord, kept_path, open_index
+from p2pregistry.store.kept import format_kept, parse_kept
+from p2pregistry.store.records import (
+    BLOBS,
+    CLAIMS,
+    MANIFESTS,
+    METAINFO,
+    REFS,
+    TAGS,
+    digest_key,
+    read_digest,
+)
+
+A, B = Digest.of(b"a"), Digest.of(b"b", "sha512")
+
+
+async def test_tags(tmp_path: Path) -> None:
+    async with open_index(tmp_path / "i") as index:
+        await index.put_tag("acme/api", "1.4", A, 5.0)
+        await index.put_tag("acme/api", "1.5", B, 6.0)
+        await index.put_tag("acme/api2", "1.4", B, 7.0)
+        await index.put_tag("acme/api", "1.4", B, 8.0)
+        assert index.tag("acme/api", "1.4") == TagRecord(B, 8.0)
+        assert index.tags("acme/api") == ["1.4", "1.5"]
+        assert index.tags("acme/ap") == []
+        await index.drop_tag("acme/api", "1.4")
+        await index.drop_tag("acme/api", "1.4")
+        assert index.tag("acme/api", "1.4") is None
+        await index.put_tag("r" * 255, "t" * 128, A, 1.0)
+        assert index.tags("r" * 255) == ["t" * 128]
+        for repository, tag in (("r" * 256, "t"), ("r", "t" * 129), ("", "t"), ("r", ""), ("a\0b", "c"), ("a", "b\0c")):
+            with pytest.raises(ValueError):
+                index.tag(repository, tag)
+
+
+async def test_manifests_claims_and_refs(tmp_path: Path) -> None:
+    root = b"\x01\x55\x12\x20" + bytes(32)
+    async with open_index(tmp_path / "i") as index:
+        manifest = StoredManifest(A, "application/x", b"{}")
+        await index.put_manifest("one", manifest, None, [])
+        assert index.claims("one", A) == []
+        await index.put_manifest("one", manifest, "c1", [BlobRef(B, 7, root)])
+        for number in range(2, 7):
+            await index.put_manifest("one", manifest, f"c{number}", [])
+        await index.put_manifest("one", manifest, "c5", [])
+        await index.put_manifest("two", manifest, "d1", [])
+        assert index.manifest(A) == manifest
+        assert index.manifest(B) is None
+        assert index.claims("one", A) == ["c5", "c6", "c4", "c3"]
+        assert index.manifest_claims(A) == [("one", "c5"), ("two", "d1")]
+        assert index.claimed("one", B) == index.ref(B) == BlobRef(B, 7, root)
+        assert index.claimed("two", B) is None
+        assert index.ref(A) is None
+        info = Metainfo.of_bytes(bytes(3 << 20))
+        assert index.metainfo(info.digest) is None
+        await index.put_metainfo(info)
+        assert index.metainfo(info.digest) == info
+
+
+async def test_blobs_and_their_total(tmp_path: Path) -> None:
+    async with open_index(tmp_path / "i") as index:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(index.put_blob, A, 10, 1.0)
+            nursery.start_soon(index.put_blob, B, 20, 2.0)
+        await index.put_blob(A, 15, 3.0)
+        assert index.total() == 35
+        index.touch(B, 9.0)
+        assert index.blob(B) == BlobEntry(20, 9.0)
+        await index.drop_blob(A)
+        await index.drop_blob(A)
+        assert index.total() == 20
+    async with open_index(tmp_path / "i") as index:
+        assert index.held() == [(B, 20, 9.0)]
+        assert index.total() == 20
+
+
+async def test_a_touch_reaches_the_disk_by_itself(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, autojump_clock: trio.testing.MockClock
+) -> None:
+    kept = trio.Event()
+    async with open_index(tmp_path / "i") as index:
+        await index.put_blob(A, 10, 1.0)
+        real: Callable[[dict[Digest, float]], None] = index._touches_kept
+        monkeypatch.setattr(index._writer, "_lazily_done", lambda touched: (real(touched), kept.set()))
+        began = trio.current_time()
+        index.touch(A, 4.0)
+        await kept.wait()
+        assert trio.current_time() - began == index_module.TOUCH_DELAY
+        assert index._touched == {}
+        assert index.blob(A) == BlobEntry(10, 4.0)
+
+
+async def test_a_failing_operation_fails_alone(tmp_path: Path) -> None:
+    async with open_index(tmp_path / "i") as index:
+        failures: list[LocalError] = []
+
+        async def bad() -> None:
+            try:
+                await index.write(lambda txn: txn.put(b"", b"no empty keys", db=index.table("meta")))
+            except LocalError as err:
+                failures.append(err)
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(index.put_tag, "r", "1", A, 1.0)
+            nursery.start_soon(bad)
+            nursery.start_soon(index.put_tag, "r", "2", A, 1.0)
+        assert index.tags("r") == ["1", "2"]
+        assert [type(err.__cause__) for err in failures] == [lmdb.BadValsizeError]
+
+
+async def test_a_cancelled_owner_loses_no_accepted_write(tmp_path: Path) -> None:
+    with trio.CancelScope() as scope:
+        async with open_index(tmp_path / "i") as index, trio.open_nursery() as nursery:
+            nursery.start_soon(index.put_tag, "r", "t", A, 1.0)
+            await trio.testing.wait_all_tasks_blocked()
+            scope.cancel()
+    with pytest.raises(LocalError):
+        await index.put_tag("r", "late", A, 1.0)
+    async with open_index(tmp_path / "i") as index:
+        assert index.tags("r") == ["t"]
+
+
+async def test_errors_of_the_body_are_not_wrapped(tmp_path: Path) -> None:
+    with pytest.raises(KeyError):
+        async with open_index(tmp_path / "i"):
+            raise KeyError
+    async with open_index(tmp_path / "i"):
+        with pytest.raises(LocalError, match="in use"):
+            async with open_index(tmp_path / "i"):
+                pass
+
+
+@pytest.mark.parametrize("damage", ["garbage", "cut", "empty pages", "mark", "tables"])
+async def test_a_damaged_index_is_rebuilt_and_pins_survive(tmp_path: Path, damage: str) -> None:
+    path = tmp_path / "index.lmdb"
+    async with open_index(path) as index:
+        await index.put_meta("root key", b"pinned")
+        await index.put_meta("cursor", b"5", rebuildable=True)
+        for number in range(200):
+            await index.put_tag("r", str(number), A, 1.0)
+    data = path / "data.mdb"
+    if damage == "garbage":
+        data.write_bytes(os.urandom(50_000))
+    elif damage == "cut":
+        os.truncate(data, 3 * 4096)
+    elif damage == "empty pages":
+        size = data.stat().st_size
+        os.truncate(data, 2 * 4096)
+        os.truncate(data, size)
+    elif damage == "mark":
+        (path / MARK).touch()
+    else:
+        with lmdb.open(str(path), max_dbs=1) as env, env.begin(write=True) as txn:
+            txn.drop(env.open_db(b"blobs", txn))
+            txn.put(b"blobs", b"a record, not a table")
+    async with open_index(path) as index:
+        assert index.get_meta("root key") == b"pinned"
+        assert index.get_meta("cursor") is None
+        assert index.tags("r") == []
+        await index.put_tag("r", "t", A, 1.0)
+    assert path.with_name("index.lmdb.damaged").is_dir()
+    async with open_index(path) as index:
+        assert index.tags("r") == ["t"]
+
+
+async def test_a_short_but_sound_index_is_kept(tmp_path: Path) -> None:
+    """Freed pages at the end may never have been written."""
+    path = tmp_path / "i"
+    async with open_index(path) as index:
+        await index.put_tag("r", "t", A, 1.0)
+        await index.put_meta("big", bytes(1 << 20), rebuildable=True)
+        await index.put_meta("big", b"", rebuildable=True)
+        for number in range(3):
+            await index.put_tag("r", f"t{number}", A, 1.0)
+    with (path / "data.mdb").open("r+b") as file:
+        file.truncate((path / "data.mdb").stat().st_size - 4096)
+    async with open_index(path) as index:
+        assert index.tag("r", "t") == TagRecord(A, 1.0)
+
+
+async def test_damaged_pins_stop_the_start(tmp_path: Path) -> None:
+    path = tmp_path / "i"
+    kept_path(path).write_bytes(b"{")
+    with pytest.raises(LocalError, match=r"i\.kept\.json.*damaged"):
+        async with open_index(path):
+            pass
+
+
+async def test_meta_is_of_one_kind(tmp_path: Path) -> None:
+    async with open_index(tmp_path / "i") as index:
+        assert index.get_meta("k") is None
+        await index.put_meta("k", b"1")
+        await index.put_meta("k", b"2")
+        with pytest.raises(ValueError):
+            await index.put_meta("k", b"3", rebuildable=True)
+    async with open_index(tmp_path / "i") as index:
+        assert index.get_meta("k") == b"2"
+
+
+@given(st.binary())
+def test_any_bytes_are_a_record_or_nothing(data: bytes) -> None:
+    for codec in (TAGS, MANIFESTS, CLAIMS, BLOBS, REFS, METAINFO):
+        for raw in (data, b"\x01" + data, b"\x02" + data):
+            codec.decode(raw)
+    digest = read_digest(data)
+    assert digest is None or digest_key(digest) == data
+
+
+@given(st.binary())
+def test_any_bytes_are_pins_or_an_error(data: bytes) -> None:
+    try:
+        values = parse_kept(data)
+    except LocalError:
+        return
+    assert parse_kept(format_kept(values)) == values
+
+
+@given(st.dictionaries(st.text(), st.binary()))
+def test_pins_read_back(values: dict[str, bytes]) -> None:
+    assert parse_kept(format_kept(values)) == values
