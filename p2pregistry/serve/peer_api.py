@@ -13,7 +13,7 @@ import trio
 from p2pregistry.content.car import write_table
 from p2pregistry.content.metainfo import BlobRef, Metainfo
 from p2pregistry.digest import Digest
-from p2pregistry.errors import NotFound, RemoteBusy, RequestError
+from p2pregistry.errors import NotFound, RequestError
 from p2pregistry.oci.media import CAR, OCTET_STREAM
 from p2pregistry.oci.ranges import content_range, parse_range
 from p2pregistry.serve.http import BlobSlice, Request, Response
@@ -33,12 +33,12 @@ class Slots:
         self._waiting: deque[trio.Event] = deque()
 
     async def take(self) -> None:
-        """Wait for a turn. Raises RemoteBusy (a 429 to the caller) where too many wait already."""
+        """Wait for a turn. Raises RequestError (TOOMANYREQUESTS) where too many wait already."""
         if self._free > 0:
             self._free -= 1
             return
         if len(self._waiting) >= self._queue:
-            raise RemoteBusy("too many transfers wait here already", 1.0)
+            raise RequestError("TOOMANYREQUESTS", "too many transfers wait here already", headers={"Retry-After": "1"})
         turn = trio.Event()
         self._waiting.append(turn)
         try:
