@@ -2,7 +2,6 @@
 
 import hashlib
 import random
-import select
 import subprocess
 import sys
 from pathlib import Path
@@ -50,14 +49,13 @@ trio.run(main, Path(sys.argv[1]), int(sys.argv[2]))
 """
 
 
-def run_and_kill(code: str, root: Path, seed: int, after_lines: int, wait_ms: int) -> list[str]:
-    """Start a child, read some lines, kill it ``wait_ms`` later; every line it wrote whole."""
+def run_and_kill(code: str, root: Path, seed: int, after_lines: int, work: int) -> list[str]:
+    """Start a child, read some lines, hash ``work`` KiB, kill it; every line it wrote whole."""
     with subprocess.Popen([sys.executable, "-c", code, str(root), str(seed)], stdout=subprocess.PIPE) as child:
         assert child.stdout is not None
         try:
             lines = [child.stdout.readline().decode() for _ in range(after_lines)]
-            poll = select.poll()  # a moment between two lines, without a sleep: nothing is registered
-            poll.poll(wait_ms)
+            hashlib.sha256(bytes(work << 10)).digest()  # moves the kill to somewhere between two lines
         finally:
             child.kill()
         lines += child.stdout.read().decode().splitlines(keepends=True)
@@ -70,7 +68,7 @@ async def test_twenty_kills(tmp_path: Path) -> None:
     gone: set[Digest] = set()
     there: set[Digest] = set()
     for seed in range(ROUNDS):
-        lines = run_and_kill(CHILD, tmp_path, seed, rng.randint(1, 8), rng.randint(0, 10))
+        lines = run_and_kill(CHILD, tmp_path, seed, rng.randint(1, 8), rng.randint(0, 8000))
         for line in lines[1:]:
             if line.startswith("-"):
                 gone.add(Digest.parse(line[1:]))
@@ -120,7 +118,7 @@ trio.run(main, Path(sys.argv[1]))
 async def test_pieces_held_before_a_kill_are_held_after_it(tmp_path: Path) -> None:
     data = b"".join(bytes([n + 1]) * PIECE_SIZE for n in range(5))
     info = Metainfo.of_bytes(data)
-    run_and_kill(HALF, tmp_path, 0, 4, 1)
+    run_and_kill(HALF, tmp_path, 0, 4, 1000)
     async with open_files(tmp_path) as store:
         assert await store.staged() == ["half"]
         staged = await store.stage("half")
