@@ -23,7 +23,7 @@ from typing import Any
 import click
 import trio
 
-from p2pregistry.errors import LocalError
+from p2pregistry.errors import LocalError, RemoteError
 from p2pregistry.ports import Ports, choose, ipv6_loopback
 from p2pregistry.screen import Screen, open_screen
 from p2pregistry.settings import ENV_PREFIX, dump
@@ -122,7 +122,11 @@ class _Swarm:
         if self._plan.demo:
             from p2pregistry import demo
 
-            await demo.show(tracker.facts, nodes, self._screen)
+            try:
+                await demo.show(tracker.facts, nodes, self._screen)
+            except RemoteError as err:
+                logs = self._plan.data_dir / "logs"
+                raise LocalError(f"{err.message}; everything is stopped. The logs are in {logs}") from err
         self._screen.note("Ctrl-C stops everything.")
 
     async def _start_node(self, index: int, block: Ports, tracker: Mapping[str, Any], nursery: trio.Nursery) -> None:
