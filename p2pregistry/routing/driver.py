@@ -196,7 +196,7 @@ class KadDriver:
             report(contact)
         send, receive = trio.open_memory_channel[tuple[bytes, Message | None]](math.inf)
         late: deque[tuple[float, bytes]] = deque()
-        with send, receive:
+        with receive:  # the requests that are still under way find it closed
             while self._start_requests(lookup, Message(kind, key), send, late):
                 events: list[tuple[bytes, Message | None]] = []
                 with trio.CancelScope(deadline=late[0][0] if late else math.inf):
@@ -248,7 +248,7 @@ class KadDriver:
                 continue
             lonely = 0.5
             near = await self.look_up(Kind.FIND_NODE, self.own.peer_id, width=self.settings.width)
-            if len(near) >= self.settings.width:  # else that was everybody
+            if len(near) >= self.settings.width and (rounds == 0 or rounds >= len(_REFRESH)):  # else that was everybody
                 for _ in range(_RANDOM_LOOKUPS):
                     await self.look_up(Kind.FIND_NODE, self._random.randbytes(32), width=self.settings.width)
             await self._pause(_REFRESH[min(rounds, len(_REFRESH) - 1)] * (0.8 + 0.4 * self._random.random()))

@@ -27,7 +27,7 @@ class SimNetwork:
     def node(self, number: int, settings: KadSettings | None = None) -> KadDriver:
         """One more node; its ``run`` is to be started by the caller."""
         own = Contact(b"sim %06d" % number, (b"addr %d" % number,))
-        driver = KadDriver(own, _SimTransport(self, own.peer_id), Random(self.random.random()), settings)
+        driver = KadDriver(own, _SimTransport(self, own.peer_id), Random(self.random.random()), settings)  # noqa: S311 - reproducible, not secret
         self.nodes[own.peer_id] = driver
         return driver
 

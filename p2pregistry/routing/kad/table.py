@@ -7,6 +7,7 @@ Source: P. Maymounkov, D. Mazieres, "Kademlia" (2002), section 2.2; libp2p speci
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import heapq
 from collections import OrderedDict
@@ -22,6 +23,7 @@ SILENT_MOST = 300.0
 _SILENT_KEPT = 4096
 
 
+@functools.lru_cache(maxsize=16384)
 def position(key: bytes) -> int:
     """Where a peer id or key lies in the key space: its sha256 as a number."""
     return int.from_bytes(hashlib.sha256(key).digest(), "big")
