@@ -12,6 +12,7 @@ queue is still hashed and written, and ``offset`` says how far that is. Only a f
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import AsyncGenerator, AsyncIterable
 from typing import Final
 
@@ -92,7 +93,7 @@ class Ingest:
                 except Exception as err:  # noqa: BLE001 - raised again below, outside the nursery and so ungrouped
                     failure = err
                 finally:
-                    with trio.CancelScope(shield=True):
+                    with trio.move_on_at(math.inf, shield=True):
                         await source.aclose()
         if disk:
             raise disk[0]
@@ -107,7 +108,7 @@ class Ingest:
         disk: list[LocalError],
     ) -> None:
         # Shielded: hash and file must end at the same byte. It ends when the sender closes, a few blocks later.
-        with trio.CancelScope(shield=True), blocks:
+        with trio.move_on_at(math.inf, shield=True), blocks:
             try:
                 async for block in blocks:
                     await self._block(staged, block)

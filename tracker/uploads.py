@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import math
 import os
 import uuid
 from collections.abc import AsyncIterable, Iterator
@@ -136,7 +137,7 @@ class Uploads:
         finally:
             staged.close()
             if upload.ingest.broken:
-                with trio.CancelScope(shield=True):
+                with trio.move_on_at(math.inf, shield=True):
                     await self._drop(upload)
 
     async def finish(self, upload: Upload, digest: Digest) -> Metainfo:
@@ -160,7 +161,7 @@ class Uploads:
     async def forget(self, upload: Upload) -> None:
         """``cancel``, also while the task is being cancelled and if the session has ended already."""
         if upload.id in self._sessions:
-            with trio.CancelScope(shield=True):
+            with trio.move_on_at(math.inf, shield=True):
                 await self._drop(upload)
 
     async def _store_blob(self, upload: Upload, digest: Digest) -> Metainfo:
