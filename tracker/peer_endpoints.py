@@ -28,7 +28,7 @@ from p2pregistry.store.base import BlobStore
 from tracker.catalog.base import Catalog
 
 _PREFIX: Final = "/p2p/v1/"
-_JSON: Final = ("Content-Type", "application/json")
+_JSON: Final[tuple[str, str]] = ("Content-Type", "application/json")
 _TAGS: Final = 1000
 #: How many digests are remembered as named by a claim, and for how many seconds: a node asks once a piece.
 _NAMED: Final = 4096

@@ -38,8 +38,8 @@ SignClaim = Callable[[ManifestClaim], str]
 
 #: Tags in one answer, at most.
 MAX_TAGS: Final = 1000
-_API_VERSION: Final = ("Docker-Distribution-Api-Version", "registry/2.0")
-_JSON: Final = ("Content-Type", "application/json")
+_API_VERSION: Final[tuple[str, str]] = ("Docker-Distribution-Api-Version", "registry/2.0")
+_JSON: Final[tuple[str, str]] = ("Content-Type", "application/json")
 _READS: Final = ("GET", "HEAD")
 
 
