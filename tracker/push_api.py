@@ -213,7 +213,7 @@ class RegistryApi:
         # one more than asked for tells whether there is a next page; with n=0 the question is only whether it exists
         found = await self._catalog.tags(repository, after=last, limit=limit + 1)
         tags = found[:limit]
-        headers = [_JSON]
+        headers: list[tuple[str, str]] = [_JSON]
         if tags and len(found) > limit:
             query = urlencode({"n": limit, "last": tags[-1]}, quote_via=quote)
             headers.append(("Link", f'</v2/{repository}/tags/list?{query}>; rel="next"'))
