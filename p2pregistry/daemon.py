@@ -6,6 +6,7 @@ every Unix. (PR_SET_PDEATHSIG is Linux only, and fires when the *thread* that fo
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -34,7 +35,8 @@ def run(app: App[S], settings: S, *, as_json: bool, ready_fd: int | None, parent
     def ready(facts: dict[str, object]) -> None:
         line = json.dumps(facts)
         if ready_fd is not None:
-            os.write(ready_fd, line.encode() + b"\n")
+            with contextlib.suppress(BrokenPipeError):  # whoever asked has gone: parent_fd says so too
+                os.write(ready_fd, line.encode() + b"\n")
             os.close(ready_fd)
         if as_json:
             click.echo(line)
