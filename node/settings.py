@@ -111,8 +111,9 @@ class Fetch(Section, frozen=True):
     window: Annotated[Size, Setting("The most bytes on their way to this node at once.", unit="bytes")] = 32 * MIB
     sources: Annotated[Positive, Setting("The most peers one blob is fetched from at once.")] = 8
     lookup_wait: Annotated[
-        Seconds, Setting("How long a blob waits for peers to be found before the tracker is asked.", unit="seconds")
-    ] = 0.02
+        Seconds,
+        Setting("How long a blob waits at most for a look-up to end before the tracker is asked.", unit="seconds"),
+    ] = 0.25
     stall: Annotated[
         Seconds, Setting("How long a source may send nothing before its piece is asked elsewhere.", unit="seconds")
     ] = 5.0

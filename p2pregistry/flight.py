@@ -50,7 +50,7 @@ class Finder(Protocol):
 class Shelf(Protocol):
     """Where finished blobs are kept and noted."""
 
-    def room(self, size: int) -> AbstractAsyncContextManager[None]:
+    def room(self, digest: Digest, size: int) -> AbstractAsyncContextManager[None]:
         """Make room for ``size`` bytes and keep it free while the context lasts. Raises StorageFull."""
 
     def pin(self, digest: Digest) -> AbstractContextManager[None]:
@@ -148,7 +148,7 @@ class Flight:
         """From nothing to a committed blob. Errors go to the readers, not to the service."""
         try:
             with self._scope, self._service.shelf.pin(self.ref.digest):
-                async with self._service.shelf.room(self.ref.size):
+                async with self._service.shelf.room(self.ref.digest, self.ref.size):
                     await self._fly()
             if self._scope.cancelled_caught:
                 self._fail(Unreachable("the download was paused because nobody read it"))

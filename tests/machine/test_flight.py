@@ -47,7 +47,7 @@ class World:
         self.banned.append(source)
 
     @asynccontextmanager
-    async def room(self, size: int) -> AsyncIterator[None]:
+    async def room(self, digest: Digest, size: int) -> AsyncIterator[None]:
         yield
 
     def pin(self, digest: Digest) -> AbstractContextManager[None]:
