@@ -43,7 +43,7 @@ from libp2p.stream_muxer.yamux.yamux import Yamux
 from multiaddr import Multiaddr  # type: ignore[import-untyped]  # it has no types
 
 from p2pregistry.digest import Digest
-from p2pregistry.errors import BadContent, LocalError, RemoteError, SettingsError, Unreachable
+from p2pregistry.errors import BadContent, LocalError, RemoteBusy, RemoteError, SettingsError, Unreachable
 from p2pregistry.routing.base import Peer
 from p2pregistry.routing.driver import KadDriver, KadSettings
 from p2pregistry.routing.hello import Hello, decode_hello, encode_hello, split_hello
@@ -241,7 +241,7 @@ class DhtRouter:
             try:
                 async with trio.open_nursery() as nursery:
                     self._nursery = nursery
-                    nursery.start_soon(trio.serve_listeners, self._accept, self._listeners)
+                    nursery.start_soon(trio.serve_listeners, self._accept, list(self._listeners))
                     await nursery.start(self.driver.run)
                     task_status.started()
             finally:
@@ -351,7 +351,8 @@ class DhtRouter:
 
     @asynccontextmanager
     async def _stream(self, contact: Contact, protocol: str) -> AsyncIterator[INetStream]:
-        """A stream to the peer; reset unless the body ends well. Foreign errors become Unreachable.
+        """A stream to the peer; reset unless the body ends well. Foreign errors become RemoteBusy: the peer
+        is there, but not for this.
 
         A peer that let a stream run into its caller's time limit is disconnected: it may have died without a word, and
         the next request should dial it afresh.
@@ -372,7 +373,7 @@ class DhtRouter:
             raise
         except Exception as error:  # the library raises some thirty kinds, and bare ones
             await self._reset(stream)
-            raise Unreachable("a stream to a peer broke") from error
+            raise RemoteBusy("a stream to a peer broke") from error
 
     async def _reset(self, stream: INetStream | None) -> None:
         if stream is not None:
@@ -417,12 +418,14 @@ class DhtRouter:
         """The peer behind a provider record, once it has said hello; None if it does not."""
         now = trio.current_time()
         known = self._hellos.get(contact.peer_id)
-        if self.driver.table.is_silent(contact.peer_id, now):
+        if self.driver.is_silent(contact):
             return None
         if known is None or known[0] < now - _HELLO_AGE:
             try:
                 with trio.fail_after(self._config.kad.request_timeout):
                     hello = await self._say_hello(contact)
+            except RemoteBusy:
+                return None
             except (RemoteError, trio.TooSlowError):
                 self.driver.table.fell_silent(contact.peer_id, trio.current_time())
                 return None

@@ -8,14 +8,15 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from random import Random
 from typing import Any, Protocol
 
 import trio
 
-from p2pregistry.errors import LocalError, RemoteError, Unreachable
+from p2pregistry.errors import LocalError, RemoteBusy, RemoteError, Unreachable
 from p2pregistry.routing.kad.announce import Announcer
 from p2pregistry.routing.kad.lookup import Lookup
 from p2pregistry.routing.kad.node import answer
@@ -26,6 +27,7 @@ from p2pregistry.routing.kad.wire import Contact, Kind, Message
 #: Records sent to a peer before its confirmation is awaited.
 _BATCH = 200
 _SENDERS = 4
+_REQUESTS_PER_PEER = 8
 #: Seconds between look-ups for this node's own surroundings after the start; the last one repeats.
 _REFRESH = (1.0, 3.0, 10.0, 30.0, 120.0, 600.0)
 #: Look-ups of random keys in each refresh: they fill the far buckets, which lie where most random keys do.
@@ -53,7 +55,11 @@ class KadSettings:
 
 
 class Transport(Protocol):
-    """How messages get to peers. Failures are RemoteError; time limits are the caller's."""
+    """How messages get to peers; time limits are the caller's.
+
+    Failures are RemoteBusy for a peer that is there but broke off this once, and any other RemoteError for one that
+    should be left alone for a while.
+    """
 
     async def exchange(self, to: Contact, messages: Sequence[Message]) -> Message:
         """Send the messages on one stream and return the answer to the last one."""
@@ -82,6 +88,7 @@ class KadDriver:
         self._joined: dict[bytes, Contact] = {}
         self._probing: set[bytes] = set()
         self._probed: dict[bytes, float] = {}
+        self._places: dict[bytes, trio.CapacityLimiter] = {}
 
     async def run(self, *, task_status: Any = trio.TASK_STATUS_IGNORED) -> None:
         """Keep the table filled and the records provided, until cancelled."""
@@ -155,6 +162,8 @@ class KadDriver:
         except trio.TooSlowError as error:
             self.table.fell_silent(contact.peer_id, trio.current_time())
             raise Unreachable("a peer did not answer a DHT request in time") from error
+        except RemoteBusy:
+            raise
         except RemoteError:
             self.table.fell_silent(contact.peer_id, trio.current_time())
             raise
@@ -164,15 +173,52 @@ class KadDriver:
     async def _ask_for(
         self, contact: Contact, message: Message, results: trio.MemorySendChannel[tuple[bytes, Message | None]]
     ) -> None:
-        reply: Message | None = None
-        try:
-            reply = await self.ask(contact, [message])
-        except RemoteError:
-            reply = None
+        """One request of a look-up, in one of the peer's places; not made if the look-up ended while it waited."""
+        async with self._place(contact.peer_id):
+            if results.statistics().open_receive_channels == 0:
+                return
+            reply: Message | None = None
+            if not self.is_silent(contact):
+                try:
+                    reply = await self.ask(contact, [message])
+                except RemoteError:
+                    reply = None
         try:
             results.send_nowait((contact.peer_id, reply))
         except trio.BrokenResourceError:
             return  # the look-up has ended without it
+
+    @asynccontextmanager
+    async def _place(self, peer_id: bytes) -> AsyncIterator[None]:
+        """One of the requests a peer is asked at the same time; look-ups that end early must not pile them up."""
+        limiter = self._places.setdefault(peer_id, trio.CapacityLimiter(_REQUESTS_PER_PEER))
+        try:
+            async with limiter:
+                yield
+        finally:
+            now = limiter.statistics()
+            if not now.borrowed_tokens and not now.tasks_waiting:
+                self._places.pop(peer_id, None)
+
+    def is_silent(self, contact: Contact) -> bool:
+        """Whether the peer should not be waited for. Now and then it is tried once more in the background."""
+        now = trio.current_time()
+        if not self.table.is_silent(contact.peer_id):
+            return False
+        if (
+            self._nursery is not None
+            and contact.peer_id not in self._probing
+            and self.table.may_retry(contact.peer_id, now)
+        ):
+            self._probing.add(contact.peer_id)
+            self._nursery.start_soon(self._retry, contact)
+        return True
+
+    async def _retry(self, contact: Contact) -> None:
+        try:
+            await self._try(contact, [Message(Kind.PING)])
+        finally:
+            self._probing.discard(contact.peer_id)
 
     def _seeds_near(self, target: int, width: int) -> list[Contact]:
         return self.table.nearest(target, width) or list(self._seeds.values())
@@ -224,7 +270,7 @@ class KadDriver:
             raise LocalError("the DHT is not running")
         while wanted := lookup.next():
             for contact in wanted:
-                if self.table.is_silent(contact.peer_id, trio.current_time()):
+                if self.is_silent(contact):
                     lookup.failed(contact.peer_id)
                     continue
                 late.append((trio.current_time() + self.settings.late_after, contact.peer_id))
@@ -325,7 +371,7 @@ class KadDriver:
                 contact, keys = waiting.popleft()
                 for start in range(0, len(keys), _BATCH):
                     part = keys[start : start + _BATCH]
-                    if self.table.is_silent(contact.peer_id, trio.current_time()):
+                    if self.is_silent(contact):
                         break
                     if await self._try(contact, [*self._records(part, withdraw), Message(Kind.PING)]):
                         done.append((contact, part))

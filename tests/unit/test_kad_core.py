@@ -46,12 +46,16 @@ def test_the_silent_leave_the_table_and_are_left_alone_for_longer_each_time() ->
     table.fell_silent(contact(1).peer_id, 100)
     table.fell_silent(contact(1).peer_id, 101)
     assert len(table) == 0
-    assert table.is_silent(contact(1).peer_id, 100 + SILENT_FIRST - 1)
-    assert not table.is_silent(contact(1).peer_id, 100 + SILENT_FIRST)
-    table.fell_silent(contact(1).peer_id, 200)
-    assert table.is_silent(contact(1).peer_id, 200 + 2 * SILENT_FIRST - 1)
-    table.heard_from(contact(1).peer_id)
-    assert not table.is_silent(contact(1).peer_id, 200)
+    peer_id = contact(1).peer_id
+    assert table.is_silent(peer_id)
+    assert not table.may_retry(peer_id, 100 + SILENT_FIRST - 1)
+    assert table.may_retry(peer_id, 100 + SILENT_FIRST)
+    table.fell_silent(peer_id, 200)
+    assert not table.may_retry(peer_id, 200 + 2 * SILENT_FIRST - 1)
+    assert table.may_retry(peer_id, 200 + 2 * SILENT_FIRST)
+    table.heard_from(peer_id)
+    assert not table.is_silent(peer_id)
+    assert not table.may_retry(peer_id, 1000)
 
 
 def test_neither_itself_nor_a_peer_without_address_enters_the_table() -> None:

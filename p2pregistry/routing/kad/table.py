@@ -1,7 +1,8 @@
 """The routing table: which server peers this node knows, by the XOR distance of their hashed ids.
 
 A peer enters only after it has answered a request (so clients and made-up peers never do) and leaves when it falls
-silent. The silent are remembered for a while, with growing patience, so that no later look-up waits for them.
+silent. The silent are remembered, and tried again beside other work after a while that grows each time, so that no
+later look-up waits for them.
 Source: P. Maymounkov, D. Mazieres, "Kademlia" (2002), section 2.2; libp2p specification "kad-dht" for the hash.
 """
 
@@ -103,10 +104,14 @@ class RoutingTable:
         while len(self._silent) > _SILENT_KEPT:
             self._silent.popitem(last=False)
 
-    def is_silent(self, peer_id: bytes, now: float) -> bool:
-        """Whether the peer is being left alone."""
+    def is_silent(self, peer_id: bytes) -> bool:
+        """Whether the peer fell silent and has given no sign of life since: nobody should wait for it."""
+        return peer_id in self._silent
+
+    def may_retry(self, peer_id: bytes, now: float) -> bool:
+        """Whether a silent peer has been left alone long enough to be tried once more, beside other work."""
         silence = self._silent.get(peer_id)
-        return silence is not None and now < silence.until
+        return silence is not None and now >= silence.until
 
     def heard_from(self, peer_id: bytes) -> None:
         """The peer sent something of its own accord: it is not silent."""
