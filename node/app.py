@@ -48,6 +48,8 @@ if TYPE_CHECKING:
 GRACE, DEADLINE = 5.0, 15.0
 #: Seconds between two visits to the tracker, once one has succeeded; the first ones are tried sooner and sooner apart.
 REJOIN = 30.0
+#: Seconds a start waits for the tracker and the first neighbours.
+JOIN = 3.0
 _log = observe.logger(__name__)
 Ready = Callable[[dict[str, object]], None]
 
@@ -101,7 +103,11 @@ async def _live(settings: NodeSettings, ready: Ready, stop: trio.Event) -> None:
         node, handlers = await _assemble(stack, settings, store, index, tracker, router)
         node.urls = urls
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(_visit_tracker, node)
+            met = trio.Event()
+            nursery.start_soon(_visit_tracker, node, met)
+            with trio.move_on_after(JOIN):  # without the tracker or peers a node serves what it has
+                await met.wait()
+                await router.joined(within=JOIN)
             ready({**node.urls, "pid": os.getpid(), "data_dir": str(data), "peer_id": node.peer_id})
             _log.info("ready", peer_id=node.peer_id, version=__version__, **node.urls)
             async with trio.open_nursery() as servers:
@@ -301,13 +307,15 @@ def _known_names(settings: NodeSettings, index: Index) -> frozenset[str]:
     return frozenset(stored.decode("utf-8").split("\n")) if stored else frozenset()
 
 
-async def _visit_tracker(node: Node) -> None:
+async def _visit_tracker(node: Node, met: trio.Event) -> None:
     """Learn keys, names and the way into the DHT; again now and then, so that a replaced tracker is noticed."""
     if node.tracker is None:
+        met.set()
         return
     wait = 0.2
     while True:
         if await _visit(node):
+            met.set()
             wait = REJOIN
         await trio.sleep(wait * random.uniform(0.8, 1.2))  # noqa: S311 - spreads load, guards nothing
         wait = min(wait * 2, REJOIN)

@@ -113,7 +113,7 @@ class Fetch(Section, frozen=True):
     lookup_wait: Annotated[
         Seconds,
         Setting("How long a blob waits at most for a look-up to end before the tracker is asked.", unit="seconds"),
-    ] = 0.25
+    ] = 0.5
     stall: Annotated[
         Seconds, Setting("How long a source may send nothing before its piece is asked elsewhere.", unit="seconds")
     ] = 5.0

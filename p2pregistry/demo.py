@@ -17,6 +17,7 @@ from urllib.parse import urlencode, urljoin
 import httpx
 import trio
 
+from p2pregistry import admin
 from p2pregistry.errors import BadContent, RemoteError, Unreachable
 from p2pregistry.screen import Screen
 from p2pregistry.testing.images import MANIFEST, MIB, Descriptor, Layout, make_image
@@ -25,6 +26,7 @@ REPOSITORY = "demo/hello"
 TAG = "latest"
 PARALLEL = 3  # blobs at once, as the Docker engine does
 CHUNK = 256 * 1024
+PROVIDED = 10.0  # seconds until a node has told others what it has
 SOURCES = ("tracker", "peer")
 _METRIC = "p2pregistry_fetched_bytes_total"
 
@@ -58,6 +60,7 @@ async def show(tracker: Mapping[str, Any], nodes: Sequence[Mapping[str, Any]], s
                     screen.step(f"Pulling it through node {i + 1}")
                     pulled = await pull(client, node, image)
                     rows.append(_row(f"node {i + 1}", pulled))
+                    await _provided(node)
             except httpx.HTTPError as err:
                 raise Unreachable(f"the demonstration failed: {type(err).__name__}: {err}") from err
     if rows:
@@ -100,6 +103,14 @@ async def pull(client: httpx.AsyncClient, node: Mapping[str, Any], image: Descri
     seconds = trio.current_time() - start
     after = await fetched_bytes(client, node)
     return Pulled({source: after[source] - before.get(source, 0) for source in after}, seconds)
+
+
+async def _provided(node: Mapping[str, Any]) -> None:
+    """Wait until others can find what the node has now: a moment, and a person would not be faster."""
+    socket = Path(str(node["data_dir"])) / "admin.sock"
+    with trio.move_on_after(PROVIDED):
+        while (await trio.to_thread.run_sync(admin.get, socket, "/status"))["provides_waiting"]:
+            await trio.sleep(0.05)
 
 
 async def _pull_blob(client: httpx.AsyncClient, url: str, blob: Descriptor, limit: trio.CapacityLimiter) -> None:

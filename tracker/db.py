@@ -160,8 +160,7 @@ class Db:
 
     async def _hop(self, job: _Job, block: bool, fn: Callable[[Connection, *Ts], T], args: tuple[*Ts]) -> T:
         try:
-            # The stubs that come with libp2p are older than trio's own types and know another name for it.
-            return await trio.to_thread.run_sync(  # type: ignore[call-arg]
+            return await trio.to_thread.run_sync(
                 lambda: self._run(job, block, fn, args), limiter=self._limiter, abandon_on_cancel=True
             )
         except trio.Cancelled:

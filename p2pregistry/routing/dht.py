@@ -34,6 +34,7 @@ from libp2p.io.trio import TrioTCPStream
 from libp2p.network.config import ConnectionConfig
 from libp2p.network.connection.raw_connection import RawConnection
 from libp2p.network.connection.swarm_connection import SwarmConn
+from libp2p.network.stream.exceptions import StreamEOF
 from libp2p.network.swarm import Swarm
 from libp2p.peer.id import ID
 from libp2p.security.noise.transport import PROTOCOL_ID as NOISE
@@ -67,6 +68,9 @@ _CONNECTIONS: Final = 400
 _HANDSHAKES: Final = 128
 _HANDSHAKE_TIMEOUT: Final = 5.0
 _READ: Final = 65536
+#: Neighbours that are greeted at the start, and how many at a time.
+_GREET: Final = 32
+_GREETERS: Final = 4
 
 log = logging.getLogger(__name__)
 
@@ -221,6 +225,28 @@ class DhtRouter:
             await self.driver.find_providers(blob_key(digest.raw), lambda c: nursery.start_soon(meet, c))
         if failure is not None:
             raise failure
+
+    async def joined(self, *, within: float) -> bool:
+        """Wait until this node has met its neighbours, ``within`` seconds at most; whether it has.
+
+        A first contact takes a dial and a handshake: better now than while somebody waits for a layer.
+        """
+        with trio.move_on_after(within):
+            await self.driver.settled.wait()
+            limit = trio.CapacityLimiter(_GREETERS)
+            async with trio.open_nursery() as nursery:
+                for contact in self.driver.table.contacts()[:_GREET]:
+                    nursery.start_soon(self._greet, contact, limit)
+        return self.driver.settled.is_set()
+
+    async def _greet(self, contact: Contact, limit: trio.CapacityLimiter) -> None:
+        async with limit:
+            await self._meet(contact)
+
+    @property
+    def provides_waiting(self) -> int:
+        """How many held digests no other peer has a record of yet."""
+        return self.driver.announcer.waiting()
 
     def peers(self) -> list[Peer]:
         """See ``Router``: connected peers that have said hello and have a URL."""
@@ -390,7 +416,7 @@ class DhtRouter:
         async with self._stream(to, self._config.protocol) as stream:
             await stream.write(b"".join(encode(message) for message in messages))
             reader = Reader()
-            while not (replies := reader.feed(await stream.read(_READ))):
+            while not (replies := reader.feed(await _read_some(stream))):
                 pass
             if replies[0].kind is not messages[-1].kind:
                 raise BadContent("a peer answered another question")
@@ -456,9 +482,12 @@ class DhtRouter:
         self._streams[peer_id] = self._streams.get(peer_id, 0) + 1
         self._stream_count += 1
         self._touch(peer_id)
+        finished = False
         try:
             with trio.move_on_after(_STREAM_LIFE):
                 await self._host._swarm_stream_handler(stream)
+                await stream.close()  # not reset: that would throw away what the other side has not read yet
+                finished = True
         except Exception as error:  # noqa: BLE001 - whatever a stranger's bytes make the library raise
             log.debug("a stream from %s failed: %s", peer_id, type(error).__name__)
         finally:
@@ -466,18 +495,22 @@ class DhtRouter:
             self._streams[peer_id] -= 1
             if not self._streams[peer_id]:
                 del self._streams[peer_id]
-            with trio.CancelScope(shield=True):
-                await self._reset(stream)
+            if not finished:
+                with trio.CancelScope(shield=True):
+                    await self._reset(stream)
 
     async def _serve_kad(self, stream: INetStream) -> None:
         """Answer the messages of one stream in order, until its end or a silence."""
         reader = Reader()
         sender = stream.muxed_conn.peer_id.to_bytes()
         while True:
-            with trio.fail_after(_STREAM_IDLE):
-                data = await stream.read(_READ)
+            try:
+                with trio.fail_after(_STREAM_IDLE):
+                    data = await stream.read(_READ)
+            except StreamEOF:
+                return
             if not data:
-                break
+                return
             replies = [self.driver.serve(message, sender) for message in reader.feed(data)]
             out = b"".join(encode(reply) for reply in replies if reply is not None)
             if out:
@@ -495,8 +528,16 @@ class DhtRouter:
 async def _read_hello(stream: INetStream) -> Hello:
     data = b""
     while (body := split_hello(data)) is None:
-        data += await stream.read(_READ)
+        data += await _read_some(stream)
     return decode_hello(body)
+
+
+async def _read_some(stream: INetStream) -> bytes:
+    """At least one byte. Raises BadContent where the stream ends instead."""
+    data = await stream.read(_READ)
+    if not data:
+        raise BadContent("a stream ended before its answer")
+    return data
 
 
 def _host_and_port(address: bytes) -> tuple[str, int]:

@@ -85,6 +85,8 @@ class KadDriver:
         self._seeds: dict[bytes, Contact] = {}
         self._announce = trio.Event()
         self._seeded = trio.Event()
+        #: set once this node has looked around after finding its first peer
+        self.settled = trio.Event()
         self._joined: dict[bytes, Contact] = {}
         self._probing: set[bytes] = set()
         self._probed: dict[bytes, float] = {}
@@ -297,6 +299,7 @@ class KadDriver:
             if len(near) >= self.settings.width and (rounds == 0 or rounds >= len(_REFRESH)):  # else that was everybody
                 for _ in range(_RANDOM_LOOKUPS):
                     await self.look_up(Kind.FIND_NODE, self._random.randbytes(32), width=self.settings.width)
+            self.settled.set()
             await self._pause(_REFRESH[min(rounds, len(_REFRESH) - 1)] * (0.8 + 0.4 * self._random.random()))
             rounds += 1
 

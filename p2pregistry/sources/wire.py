@@ -118,11 +118,12 @@ class Client:
 
     async def get(self, target: str, *, limit: int, headers: dict[str, str] | None = None) -> bytes:
         """The body of a 200. Raises NotFound, RemoteBusy, RemoteError, Unreachable or BadContent."""
-        with trio.move_on_after(self._head_timeout) as scope:
-            async with self.request("GET", target, headers) as answer:
-                body = await answer.read(limit if answer.status == 200 else min(limit, 64 << 10))
-        if scope.cancelled_caught:
-            raise Unreachable("no whole answer in time")
+        try:
+            with trio.fail_after(self._head_timeout):
+                async with self.request("GET", target, headers) as answer:
+                    body = await answer.read(limit if answer.status == 200 else min(limit, 64 << 10))
+        except trio.TooSlowError as err:
+            raise Unreachable("no whole answer in time") from err
         if answer.status != 200:
             raise refusal(answer)
         return body

@@ -51,6 +51,10 @@ class Announcer:
     def __len__(self) -> int:
         return len(self._held)
 
+    def waiting(self) -> int:
+        """How many keys no peer has taken yet."""
+        return sum(not held.given for held in self._held.values())
+
     def __contains__(self, key: bytes) -> bool:
         return key in self._held
 
