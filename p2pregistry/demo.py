@@ -108,9 +108,12 @@ async def pull(client: httpx.AsyncClient, node: Mapping[str, Any], image: Descri
 async def _provided(node: Mapping[str, Any]) -> None:
     """Wait until others can find what the node has now: a moment, and a person would not be faster."""
     socket = Path(str(node["data_dir"])) / "admin.sock"
-    with trio.move_on_after(PROVIDED):
-        while (await trio.to_thread.run_sync(admin.get, socket, "/status"))["provides_waiting"]:
-            await trio.sleep(0.05)
+    deadline = trio.current_time() + PROVIDED
+    while trio.current_time() < deadline:
+        status = await trio.to_thread.run_sync(admin.get, socket, "/status")
+        if not status["provides_waiting"]:
+            return
+        await trio.sleep(0.05)
 
 
 async def _pull_blob(client: httpx.AsyncClient, url: str, blob: Descriptor, limit: trio.CapacityLimiter) -> None:

@@ -13,6 +13,7 @@ from cryptography.hazmat.primitives.ciphers import Cipher
 from cryptography.hazmat.primitives.ciphers.algorithms import ChaCha20
 from hypothesis import given
 from hypothesis import strategies as st
+from multiformats import CID
 
 from p2pregistry.content.car import CarReader, read_table, write_table
 from p2pregistry.content.metainfo import BlobRef, Metainfo
@@ -157,3 +158,10 @@ def test_digests_and_cids_have_one_spelling(raw: bytes) -> None:
         if other != text and base64.b32decode(other[1:].upper() + "=" * 6) == digest.cid():
             with pytest.raises(RequestError):
                 parse_cid(other)
+
+
+@given(st.binary(max_size=64))
+def test_cids_are_those_of_an_independent_library(data: bytes) -> None:
+    cid = CID("base32", 1, "raw", ("sha2-256", hashlib.sha256(data).digest()))
+    assert bytes(cid) == Digest.of(data).cid()
+    assert str(cid) == cid_text(Digest.of(data).cid())
