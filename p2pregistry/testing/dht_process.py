@@ -44,9 +44,7 @@ async def obey(router: DhtRouter, command: list[object]) -> object:
         case ["state"]:
             return {"table": len(router.driver.table), "records": len(router.driver.store)}
         case ["provided"]:
-            return router.driver.announcer.next_due() is None or all(
-                held.given and not held.under_way for held in router.driver.announcer._held.values()
-            )
+            return all(held.given and not held.under_way for held in router.driver.announcer._held.values())
         case ["cpu"]:
             return time.process_time()
         case _:
