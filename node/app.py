@@ -25,7 +25,7 @@ from p2pregistry.errors import LocalError, RemoteError, RequestError
 from p2pregistry.flight import Flights
 from p2pregistry.lifetime import orderly
 from p2pregistry.oci.manifest import parse_manifest
-from p2pregistry.pull.plan import Limits
+from p2pregistry.pull.commands import Limits
 from p2pregistry.resolve import Resolver, Trust
 from p2pregistry.routing.hello import Hello
 from p2pregistry.serve.endpoints import health
@@ -271,7 +271,13 @@ async def _assemble(
         finder.ahead(_layers_to_find(manifest, index, flights))
 
     pull = PullApi(
-        resolver, cache, flights, names=lambda: node.names, served=observe.count_served("client"), interest=interest
+        resolver,
+        cache,
+        flights,
+        names=lambda: node.names,
+        served=observe.count_served("client"),
+        clock=time.time,
+        interest=interest,
     )
     peers = PeerApi(index, cache, Slots(settings.peer.max_uploads, 256), served=observe.count_served("peer"))
     held = [*index.manifest_digests(), *(digest for digest, _size, _use in index.held())]

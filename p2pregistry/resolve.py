@@ -21,6 +21,7 @@ from p2pregistry.observe import logger
 from p2pregistry.routing.base import Peer, Router
 from p2pregistry.sources.peer import PeerSource, RemoteManifest
 from p2pregistry.sources.tracker import Swarm, TrackerSource
+from p2pregistry.spool import again
 from p2pregistry.store.records import StoredManifest, TagRecord
 from p2pregistry.trust.claims import ManifestClaim, verify_manifest_claim
 from p2pregistry.trust.keys import KeySet
@@ -52,10 +53,23 @@ class Records(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """A manifest to serve; ``warning`` is set where it may be out of date."""
+    """A manifest to serve; ``warning`` is set where it may be out of date.
+
+    Until ``until`` (unix seconds) the same question has the same answer, without asking again; 0 where it has not.
+    """
 
     manifest: StoredManifest
     warning: str | None = None
+    until: float = 0.0
+
+
+class _Asking:
+    """A question to the tracker that is under way, and what became of it."""
+
+    def __init__(self) -> None:
+        self.done = trio.Event()
+        self.found: Found | None = None
+        self.failure: RegistryError | None = None
 
 
 class Trust:
@@ -126,28 +140,55 @@ class Resolver:
     ) -> None:
         self._records, self._trust, self._tracker, self._router = records, trust, tracker, router
         self._clock, self._max_age, self._max_stale, self._learnt = clock, max_age, max_stale, learnt
+        self._asking: dict[tuple[str, str], _Asking] = {}
 
     async def manifest(self, repository: str, reference: str | Digest) -> Found:
         """The manifest behind a tag or digest. Raises NotFound (MANIFEST_UNKNOWN) or RemoteError."""
         if isinstance(reference, Digest):
-            return Found(await self._by_digest(repository, reference))
-        record = self._records.tag(repository, reference)
-        now = self._clock()
-        if record is not None and 0 <= now - record.seen < self._max_age:
-            return Found(await self._by_digest(repository, record.digest))
+            return Found(await self._by_digest(repository, reference), until=self._clock() + self._max_age)
+        key = (repository, reference)
+        while True:
+            record = self._records.tag(repository, reference)
+            if record is not None and 0 <= self._clock() - record.seen < self._max_age:
+                return Found(await self._by_digest(repository, record.digest), until=record.seen + self._max_age)
+            asking = self._asking.get(key)
+            if asking is None:
+                return await self._ask_once(key, record)
+            await asking.done.wait()
+            if asking.failure is not None:
+                raise again(asking.failure)
+            if asking.found is not None:
+                return asking.found
+            # whoever asked has left without an answer: look again
+
+    async def _ask_once(self, key: tuple[str, str], record: TagRecord | None) -> Found:
+        """Ask the tracker for a tag; all who want it meanwhile wait for this one answer."""
+        asking = self._asking[key] = _Asking()
+        try:
+            asking.found = await self._ask_tracker(*key, record)
+        except RegistryError as err:
+            asking.failure = err
+            raise
+        finally:
+            del self._asking[key]
+            asking.done.set()
+        return asking.found
+
+    async def _ask_tracker(self, repository: str, tag: str, record: TagRecord | None) -> Found:
         try:
             if self._tracker is None:
                 raise Unreachable("this node has no tracker")
-            remote = await self._tracker.resolve(repository, reference)
+            remote = await self._tracker.resolve(repository, tag)
         except NotFound:
             if record is not None:
-                await self._records.drop_tag(repository, reference)
+                await self._records.drop_tag(repository, tag)
             raise
         except RemoteError as err:
             return await self._last_known(repository, record, err)
         stored = await self._take(repository, remote)
-        await self._records.put_tag(repository, reference, stored.digest, self._clock())
-        return Found(stored)
+        seen = self._clock()
+        await self._records.put_tag(repository, tag, stored.digest, seen)
+        return Found(stored, until=seen + self._max_age)
 
     async def _last_known(self, repository: str, record: TagRecord | None, err: RegistryError) -> Found:
         if record is None:
@@ -195,6 +236,10 @@ class Resolver:
     async def _take(self, repository: str, remote: RemoteManifest) -> StoredManifest:
         """Keep a manifest that came with a good claim for this repository. Raises BadContent without one."""
         stored = StoredManifest(remote.digest, remote.media_type, remote.body)
+        if self._records.manifest(remote.digest) == stored:
+            known = self._records.claims(repository, remote.digest)
+            if any(token in known for token in remote.claims):
+                return stored  # verified and written when it first came
         for token in remote.claims:
             claim = await self._trust.claim(token)
             if claim.repository == repository and claim.manifest == remote.digest:

@@ -7,7 +7,7 @@ to send, because podman and skopeo give up at the first body that is cut short.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Protocol
+from typing import NamedTuple, Protocol
 from urllib.parse import quote
 
 import msgspec
@@ -27,6 +27,17 @@ from p2pregistry.store.records import StoredManifest
 _VERSION = ("Docker-Distribution-Api-Version", "registry/2.0")
 #: Tags in one answer where the client names no number, and the most it may name.
 TAGS_PAGE = 1000
+#: Answers to manifest requests that are kept ready.
+READY = 1024
+
+
+class _Ready(NamedTuple):
+    """The answer to a manifest request, good from ``since`` to ``until`` (unix seconds)."""
+
+    since: float
+    until: float
+    headers: list[tuple[str, str]]
+    body: bytes
 
 
 class Held(Protocol):
@@ -38,7 +49,8 @@ class Held(Protocol):
 
 
 class PullApi:
-    """The handler. ``names`` gives the registry names that ``?ns=`` is answered for."""
+    """The handler. ``names`` gives the registry names that ``?ns=`` is answered for; ``clock`` gives unix seconds,
+    the same as the resolver's: while a tag is fresh its answer is kept ready."""
 
     def __init__(
         self,
@@ -48,13 +60,20 @@ class PullApi:
         *,
         names: Callable[[], frozenset[str]],
         served: Callable[[int], None],
+        clock: Callable[[], float],
         interest: Callable[[StoredManifest], None] = lambda _manifest: None,
     ) -> None:
         self._interest = interest
         self._resolver, self._held, self._flights = resolver, held, flights
-        self._names, self._served = names, served
+        self._names, self._served, self._clock = names, served, clock
+        self._ready: dict[str, _Ready] = {}
 
     async def __call__(self, request: Request) -> Response:
+        ready = self._ready.get(request.target)
+        if ready is not None and request.method in ("GET", "HEAD"):
+            if ready.since <= self._clock() < ready.until:
+                return Response(200, ready.headers.copy(), ready.body)
+            del self._ready[request.target]
         response = await self._answer(request)
         response.headers.append(_VERSION)
         return response
@@ -79,10 +98,7 @@ class PullApi:
             case "base":
                 return Response(200, [("Content-Type", "application/json")], b"{}")
             case "manifest":
-                found = await self._resolver.manifest(route.repository, parse_reference(route.reference))
-                if request.method == "GET":
-                    self._interest(found.manifest)  # by the first request for a layer its holders are known
-                return _manifest(request, found)
+                return await self._manifest(request, route)
             case "blob":
                 return await self._blob(request, route.repository, Digest.parse(route.reference))
             case "tags":
@@ -91,6 +107,19 @@ class PullApi:
                 raise RequestError("UNSUPPORTED", "this is a node: push to the tracker", headers={"Allow": ""})
             case "referrers" | "catalog":
                 raise NotFound("NAME_UNKNOWN", "a node does not have this endpoint; ask the tracker")
+
+    async def _manifest(self, request: Request, route: Route) -> Response:
+        since = self._clock()
+        found = await self._resolver.manifest(route.repository, parse_reference(route.reference))
+        headers = _manifest_headers(found)
+        if request.method == "HEAD":
+            return Response(200, [*headers, ("Content-Length", str(len(found.manifest.body)))])
+        self._interest(found.manifest)  # by the first request for a layer its holders are known
+        if since < found.until and "?" not in request.target:  # which names are answered for may change
+            if len(self._ready) >= READY:
+                self._ready.clear()
+            self._ready[request.target] = _Ready(since, found.until, [*headers, _VERSION], found.manifest.body)
+        return Response(200, headers, found.manifest.body)
 
     async def _blob(self, request: Request, repository: str, digest: Digest) -> Response:
         ref = await self._resolver.blob(repository, digest)
@@ -144,15 +173,11 @@ def _warn(warning: str | None) -> list[tuple[str, str]]:
     return [("Warning", f'299 - "{warning}"')] if warning else []
 
 
-def _manifest(request: Request, found: Found) -> Response:
-    manifest = found.manifest
-    digest = str(manifest.digest)
-    headers = [
-        ("Content-Type", manifest.media_type),
+def _manifest_headers(found: Found) -> list[tuple[str, str]]:
+    digest = str(found.manifest.digest)
+    return [
+        ("Content-Type", found.manifest.media_type),
         ("Docker-Content-Digest", digest),
         ("ETag", f'"{digest}"'),
         *_warn(found.warning),
     ]
-    if request.method == "HEAD":
-        return Response(200, [*headers, ("Content-Length", str(len(manifest.body)))])
-    return Response(200, headers, manifest.body)
