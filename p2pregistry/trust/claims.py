@@ -56,5 +56,5 @@ def verify_manifest_claim(keys: KeySet, token: str) -> ManifestClaim:
         if any(ref.size < 0 for ref in blobs):
             raise BadContent("a claim names a negative size")
         return ManifestClaim(check_name(raw.repository), Digest.parse(raw.manifest), blobs)
-    except (msgspec.MsgspecError, RequestError) as err:
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError, RequestError) as err:
         raise BadContent("a claim is signed but not in form") from err

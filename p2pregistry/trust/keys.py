@@ -39,8 +39,19 @@ TOKEN_ERRORS = (
     KeyError,
     IndexError,
     UnicodeDecodeError,
+    RecursionError,
     msgspec.MsgspecError,
 )
+
+
+def _key(text: str, kind: str) -> KeyInterface:
+    """The key in a PASERK of this kind ("k4.public.") and no other: a secret or symmetric one would verify as well.
+
+    Raises one of TOKEN_ERRORS, whose text must not be shown: the key may be in it.
+    """
+    if not text.startswith(kind):
+        raise ValueError("a key of another kind")
+    return Key.from_paserk(text)
 
 
 def _write_private(path: Path, text: str) -> None:
@@ -70,7 +81,7 @@ def _load_or_create(path: Path) -> KeyInterface:
     if path.stat().st_mode & 0o077:
         raise SettingsError(f"{path} can be read by other users; run: chmod 600 {path}")
     try:
-        return Key.from_paserk(path.read_text("ascii").strip())
+        return _key(path.read_text("ascii").strip(), "k4.secret.")
     except TOKEN_ERRORS as err:
         raise SettingsError(f"{path} does not hold a k4.secret key") from err
 
@@ -150,10 +161,10 @@ class KeySet:
     def verify(cls, token: str, root_public: str, *, at_least: int = 0) -> KeySet:
         """Read a key set. Raises BadContent unless this root signed it with a version of ``at_least`` or higher."""
         try:
-            root = Key.from_paserk(root_public)
+            root = _key(root_public, "k4.public.")
             payload: Any = pyseto.decode(root, token, implicit_assertion=KEY_SET_PURPOSE).payload
             raw = msgspec.json.decode(bytes(payload), type=_KeySet)
-            keys = [Key.from_paserk(text) for text in raw.keys]
+            keys = [_key(text, "k4.public.") for text in raw.keys]
             found = {key.to_paserk_id(): key for key in keys}
         except TOKEN_ERRORS as err:
             raise BadContent("the key set is not signed by the root key this node trusts") from err
@@ -176,9 +187,7 @@ class KeySet:
 def check_root_public(text: str) -> str:
     """``text`` if it is a public root key. Raises SettingsError."""
     try:
-        if not text.startswith("k4.public."):
-            raise ValueError(text[:10])
-        Key.from_paserk(text)
+        _key(text, "k4.public.")
     except TOKEN_ERRORS as err:
         raise SettingsError("a root key is a PASERK of the form k4.public.<base64>") from err
     return text
