@@ -10,8 +10,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import AsyncIterator, Callable
-from contextlib import AbstractAsyncContextManager, AbstractContextManager, asynccontextmanager
-from typing import Protocol
+from contextlib import asynccontextmanager
 
 import trio
 
@@ -19,67 +18,20 @@ from p2pregistry.content.metainfo import BlobRef, Metainfo
 from p2pregistry.content.unixfs import PIECE_SIZE
 from p2pregistry.digest import Digest
 from p2pregistry.errors import BadContent, NotFound, RegistryError, RemoteBusy, RemoteError, Unreachable
+from p2pregistry.pull.commands import Cancel, Command, Drop, Finished, GiveUp, Limits, LookUp, Request
 from p2pregistry.pull.pieces import Randrange
-from p2pregistry.pull.plan import Cancel, Command, Drop, Finished, GiveUp, Limits, LookUp, Plan, Request
+from p2pregistry.pull.plan import Plan
 from p2pregistry.sources.base import Incoming, Source
 from p2pregistry.spool import Spool, again
 from p2pregistry.store.base import BlobStore
 from p2pregistry.store.recover import surviving_pieces
+from p2pregistry.surroundings import Buffers, Finder, Shelf, Tables
 
 #: Seconds between two looks at the clock.
 TICK = 0.2
 #: Seconds before peers are asked for a piece table that the tracker has not given yet.
 TABLE_HEDGE = 0.3
 TABLE_TIMEOUT = 10.0
-
-
-class Finder(Protocol):
-    """Where sources come from."""
-
-    @property
-    def tracker(self) -> Source | None:
-        """The tracker, unless it is known to be down."""
-
-    async def find(self, digest: Digest, found: Callable[[Source], None]) -> None:
-        """Call ``found`` for each peer that holds the blob; return when the look-up has ended."""
-
-    def ban(self, source: str, why: str) -> None:
-        """It sent bytes that do not verify."""
-
-
-class Shelf(Protocol):
-    """Where finished blobs are kept and noted."""
-
-    def room(self, digest: Digest, size: int) -> AbstractAsyncContextManager[None]:
-        """Make room for ``size`` bytes and keep it free while the context lasts. Raises StorageFull."""
-
-    def pin(self, digest: Digest) -> AbstractContextManager[None]:
-        """Keep what belongs to this digest from eviction."""
-
-    async def added(self, digest: Digest, size: int) -> None:
-        """The blob is in the store."""
-
-
-class Tables(Protocol):
-    """Where piece tables are kept."""
-
-    def metainfo(self, digest: Digest) -> Metainfo | None: ...
-
-    async def put_metainfo(self, info: Metainfo) -> None: ...
-
-
-class Buffers:
-    """Piece buffers, used over and over."""
-
-    def __init__(self) -> None:
-        self._free: list[bytearray] = []
-
-    def take(self) -> bytearray:
-        return self._free.pop() if self._free else bytearray(PIECE_SIZE)
-
-    def give(self, buffer: bytearray) -> None:
-        if len(self._free) < 32:
-            self._free.append(buffer)
 
 
 class Flight:

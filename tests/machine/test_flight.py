@@ -14,7 +14,7 @@ from p2pregistry.content.metainfo import Metainfo
 from p2pregistry.digest import Digest
 from p2pregistry.errors import RemoteError
 from p2pregistry.flight import Flights
-from p2pregistry.pull.plan import Limits
+from p2pregistry.pull.commands import Limits
 from p2pregistry.sources.base import Source
 from p2pregistry.sources.memory import Faults, MemorySource
 from p2pregistry.store.memory import MemoryStore

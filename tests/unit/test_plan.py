@@ -7,7 +7,8 @@ import random
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from p2pregistry.pull.plan import Cancel, Command, Drop, Finished, GiveUp, Limits, LookUp, Plan, Request
+from p2pregistry.pull.commands import Cancel, Command, Drop, Finished, GiveUp, Limits, LookUp, Request
+from p2pregistry.pull.plan import Plan
 
 MIB = 1 << 20
 
