@@ -50,6 +50,10 @@ GRACE, DEADLINE = 5.0, 15.0
 REJOIN = 30.0
 #: Seconds a start waits for the tracker and the first neighbours.
 JOIN = 3.0
+#: Neighbours whose addresses outlive a restart.
+NEIGHBOURS = 20
+#: Keys of the index under which they, and the tracker's names, are kept.
+_NEIGHBOURS, _NAMES = "neighbours", "names"
 _log = observe.logger(__name__)
 Ready = Callable[[dict[str, object]], None]
 
@@ -99,12 +103,13 @@ async def _live(settings: NodeSettings, ready: Ready, stop: trio.Event) -> None:
         if tracker is not None:
             stack.callback(tracker.close)
         urls = _urls(settings, listeners)
-        router = await _router(stack, settings, data, urls)
+        router = await _router(stack, settings, data, urls, _lines(index, _NEIGHBOURS))
         node, handlers = await _assemble(stack, settings, store, index, tracker, router)
         node.urls = urls
         async with trio.open_nursery() as nursery:
             met = trio.Event()
             nursery.start_soon(_visit_tracker, node, met)
+            nursery.start_soon(_remember_neighbours, node)
             with trio.move_on_after(JOIN):  # without the tracker or peers a node serves what it has
                 await met.wait()
                 await router.joined(within=JOIN)
@@ -180,7 +185,9 @@ def _tracker(settings: NodeSettings) -> TrackerSource | None:
     return TrackerSource(settings.tracker.url, timeout=settings.tracker.timeout)
 
 
-async def _router(stack: AsyncExitStack, settings: NodeSettings, data: Path, urls: dict[str, str]) -> DhtRouter:
+async def _router(
+    stack: AsyncExitStack, settings: NodeSettings, data: Path, urls: dict[str, str], known_neighbours: Sequence[str]
+) -> DhtRouter:
     from p2pregistry.routing.dht import DhtConfig, kad_protocol, open_dht  # half a second and 80 MB: not for --help
 
     return await stack.enter_async_context(
@@ -190,7 +197,7 @@ async def _router(stack: AsyncExitStack, settings: NodeSettings, data: Path, url
                 host=settings.libp2p.host,
                 port=settings.libp2p.port,
                 announce=settings.libp2p.announce,
-                bootstrap=settings.libp2p.bootstrap,
+                bootstrap=(*settings.libp2p.bootstrap, *known_neighbours),
                 protocol=kad_protocol(settings.node.swarm),
                 hello=Hello((urls["peer_url"],), settings.node.zone, __version__),
             )
@@ -223,71 +230,70 @@ async def _assemble(
     def drop(digest: Digest) -> None:
         router.drop([digest])
 
-    cache = Cache(
-        store,
-        index,
-        max_bytes=settings.cache.max_bytes,
-        min_free=settings.cache.min_free,
-        on_drop=drop,
-        clock=time.time,
-    )
+    limits = settings.cache
+    cache = Cache(store, index, limits.max_bytes, limits.min_free, on_drop=drop, clock=time.time)
     nursery = await stack.enter_async_context(trio.open_nursery())
     stack.callback(nursery.cancel_scope.cancel)
     finder = PeerFinder(router, tracker, limit=settings.fetch.sources)
     await nursery.start(finder.serve)
-    flights = Flights(
+    flights = _flights(settings, store, cache, index, finder, router)
+    await stack.enter_async_context(flights.running())
+    trust = Trust(index, tracker, settings.tracker.root_key)
+    node = Node(settings, index, router, flights, trust, tracker, {}, router.peer_id)
+    node.names = _known_names(settings, index)
+    pull = _pull_api(node, cache, finder)
+    peers = PeerApi(index, cache, Slots(settings.peer.max_uploads, 256), served=observe.count_served("peer"))
+    held = [*index.manifest_digests(), *(digest for digest, _size, _use in index.held())]
+    router.hold(held, within=30.0 if len(held) > 100 else 0.0)
+    return node, {"pull": pull, "peer": peers, "metrics": health(lambda: None), "admin": admin_handler(node)}
+
+
+def _flights(
+    settings: NodeSettings, store: FileStore, cache: Cache, index: Index, finder: PeerFinder, router: DhtRouter
+) -> Flights:
+    fetch = settings.fetch
+    return Flights(
         store,
         cache,
         index,
         finder,
         randrange=random.SystemRandom().randrange,
-        limits=Limits(in_flight=settings.fetch.window, sources=settings.fetch.sources, silence=settings.fetch.stall),
-        lookup_wait=settings.fetch.lookup_wait,
-        linger=settings.fetch.linger,
+        limits=Limits(in_flight=fetch.window, sources=fetch.sources, silence=fetch.stall),
+        lookup_wait=fetch.lookup_wait,
+        linger=fetch.linger,
         fetched=_count_fetched,
         finished=lambda digest: router.hold([digest]),
         note=lambda err: _log.debug("a source failed", why=err.message),
     )
-    await stack.enter_async_context(flights.running())
-    trust = Trust(index, tracker, settings.tracker.root_key)
 
+
+def _pull_api(node: Node, cache: Cache, finder: PeerFinder) -> PullApi:
     def learnt(_repository: str, manifest: StoredManifest, _blobs: Sequence[BlobRef]) -> None:
-        router.hold([manifest.digest])
-
-    resolver = Resolver(
-        index,
-        trust,
-        tracker,
-        router,
-        clock=time.time,
-        max_age=settings.tags.max_age,
-        max_stale=settings.tags.max_stale,
-        learnt=learnt,
-    )
-    node = Node(settings, index, router, flights, trust, tracker, {}, router.peer_id)
-    node.names = _known_names(settings, index)
+        node.router.hold([manifest.digest])
 
     def interest(manifest: StoredManifest) -> None:
-        finder.ahead(_layers_to_find(manifest, index, flights))
+        finder.ahead(_layers_to_find(manifest, node.index, node.flights))
 
-    pull = PullApi(
+    tags = node.settings.tags
+    resolver = Resolver(
+        node.index,
+        node.trust,
+        node.tracker,
+        node.router,
+        clock=time.time,
+        max_age=tags.max_age,
+        max_stale=tags.max_stale,
+        learnt=learnt,
+    )
+    return PullApi(
         resolver,
         cache,
-        flights,
+        node.flights,
         names=lambda: node.names,
         served=observe.count_served("client"),
         clock=time.time,
         interest=interest,
     )
-    peers = PeerApi(index, cache, Slots(settings.peer.max_uploads, 256), served=observe.count_served("peer"))
-    held = [*index.manifest_digests(), *(digest for digest, _size, _use in index.held())]
-    router.hold(held, within=30.0 if len(held) > 100 else 0.0)
-    return node, {
-        "pull": pull,
-        "peer": peers,
-        "metrics": health(lambda: None),
-        "admin": admin_handler(node),
-    }
 
 
 def _count_fetched(kind: str, count: int) -> None:
@@ -309,8 +315,25 @@ def _layers_to_find(manifest: StoredManifest, index: Index, flights: Flights) ->
 def _known_names(settings: NodeSettings, index: Index) -> frozenset[str]:
     if settings.tracker.names is not None:
         return frozenset(settings.tracker.names)
-    stored = index.get_meta("names")
-    return frozenset(stored.decode("utf-8").split("\n")) if stored else frozenset()
+    return frozenset(_lines(index, _NAMES))
+
+
+def _lines(index: Index, key: str) -> list[str]:
+    stored = index.get_meta(key)
+    return stored.decode("utf-8").split("\n") if stored else []
+
+
+async def _put_lines(index: Index, key: str, lines: Sequence[str]) -> None:
+    await index.put_meta(key, "\n".join(lines).encode("utf-8"), rebuildable=True)
+
+
+async def _remember_neighbours(node: Node) -> None:
+    """Keep some neighbours' addresses, so that a node that restarts while the tracker is away finds the others."""
+    while True:
+        await trio.sleep(REJOIN)
+        neighbours = node.router.neighbours(NEIGHBOURS)
+        if neighbours:
+            await _put_lines(node.index, _NEIGHBOURS, neighbours)
 
 
 async def _visit_tracker(node: Node, met: trio.Event) -> None:
@@ -340,7 +363,7 @@ async def _visit(node: Node) -> bool:
         return False
     if node.settings.tracker.names is None:
         node.names = frozenset(swarm.names)
-        await node.index.put_meta("names", "\n".join(swarm.names).encode("utf-8"), rebuildable=True)
+        await _put_lines(node.index, _NAMES, swarm.names)
     node.router.bootstrap(swarm.libp2p)
     node.swarm_seen = time.time()
     return True

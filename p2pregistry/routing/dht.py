@@ -243,6 +243,11 @@ class DhtRouter:
         async with limit:
             await self._meet(contact)
 
+    def neighbours(self, limit: int) -> list[str]:
+        """Multiaddrs, ending in ``/p2p/<peer id>``, of up to ``limit`` peers that answered lately."""
+        known = [contact for contact in self.driver.table.contacts() if contact.addrs]
+        return [f"{Multiaddr(contact.addrs[0])}/p2p/{base58(contact.peer_id)}" for contact in known[:limit]]
+
     @property
     def provides_waiting(self) -> int:
         """How many held digests no other peer has a record of yet."""
