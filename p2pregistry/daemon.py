@@ -7,6 +7,7 @@ every Unix. (PR_SET_PDEATHSIG is Linux only, and fires when the *thread* that fo
 from __future__ import annotations
 
 import contextlib
+import gc
 import json
 import os
 import signal
@@ -33,6 +34,10 @@ def run(app: App[S], settings: S, *, as_json: bool, ready_fd: int | None, parent
     """
 
     def ready(facts: dict[str, object]) -> None:
+        # What is loaded now stays for good: a hundred thousand objects, which each full collection would go through
+        # while every request waits (70 ms measured).
+        gc.collect()
+        gc.freeze()
         line = json.dumps(facts)
         if ready_fd is not None:
             with contextlib.suppress(BrokenPipeError):  # whoever asked has gone: parent_fd says so too
