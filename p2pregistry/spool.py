@@ -8,7 +8,6 @@ waits for what is under way and makes new reads wait until ``release``.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from copy import copy
 
 import trio
 
@@ -20,7 +19,8 @@ from p2pregistry.store.base import Blob, Staged
 
 def again(failure: RegistryError) -> RegistryError:
     """A fresh exception for one more reader: a single object raised in several tasks would share its traceback."""
-    fresh = copy(failure)
+    fresh = type(failure).__new__(type(failure), *failure.args)  # copy() would call __init__ with args that are not its
+    fresh.__dict__.update(failure.__dict__)
     fresh.__cause__ = failure
     return fresh
 

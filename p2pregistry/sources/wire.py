@@ -7,6 +7,7 @@ no body beyond a short JSON document; answers must carry Content-Length.
 
 from __future__ import annotations
 
+import re
 import ssl
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -24,6 +25,8 @@ MAX_HEAD = 32 << 10
 MAX_IDLE = 8
 #: Seconds after which an idle connection is not used again: below the server's own limit.
 IDLE = 30.0
+#: A host name or address with or without a port; no user, nothing that could break out of a header.
+_AUTHORITY = re.compile(r"(?:[A-Za-z0-9._-]{1,253}|\[[0-9A-Fa-f:.%A-Za-z]{2,60}\])(?::[0-9]{0,5})?")
 _NETWORK_ERRORS = (OSError, trio.BrokenResourceError, trio.ClosedResourceError, ssl.SSLError)
 
 
@@ -77,15 +80,20 @@ class Answer:
 
 
 class Client:
-    """Connections to one server, ``http://host:port``. Use from one trio run; ``close`` lets idle ones go."""
+    """Connections to one server, ``http://host:port``. Use from one trio run; ``close`` it."""
 
     def __init__(self, url: str, *, connect_timeout: float = 3.0, head_timeout: float = 10.0) -> None:
-        parts = urlsplit(url)
-        if parts.scheme != "http" or not parts.hostname:
+        try:
+            parts = urlsplit(url)
+            port = parts.port  # looked at only now: a peer may tell us any text
+        except ValueError as err:
+            raise Unreachable(f"{url!r} is not an http:// address") from err
+        if parts.scheme != "http" or not parts.hostname or _AUTHORITY.fullmatch(parts.netloc) is None:
             raise Unreachable(f"{url!r} is not an http:// address")
         self.url = url.rstrip("/")
-        self._host, self._port = parts.hostname, parts.port or 80
+        self._host, self._port = parts.hostname, port or 80
         self._authority = parts.netloc
+        self._closed = False
         self._connect_timeout, self._head_timeout = connect_timeout, head_timeout
         self._idle: list[_Connection] = []
 
@@ -110,7 +118,7 @@ class Client:
             keep = False
             raise
         finally:
-            if keep and len(self._idle) < MAX_IDLE:
+            if keep and not self._closed and len(self._idle) < MAX_IDLE:
                 connection.used, connection.fresh = trio.current_time(), False
                 self._idle.append(connection)
             else:
@@ -129,6 +137,8 @@ class Client:
         return body
 
     def close(self) -> None:
+        """Let go of every connection: idle ones now, those in use when their answer ends."""
+        self._closed = True
         while self._idle:
             self._idle.pop().stream.socket.close()
 
@@ -145,7 +155,7 @@ class Client:
         try:
             with trio.fail_after(self._connect_timeout):
                 stream = await trio.open_tcp_stream(self._host, self._port)
-        except (OSError, trio.TooSlowError) as err:
+        except (OSError, UnicodeError, trio.TooSlowError) as err:  # UnicodeError: a name that IDNA does not take
             raise Unreachable(f"no connection to {self._authority}") from err
         return _Connection(stream, trio.current_time())
 
@@ -199,5 +209,5 @@ def refusal(answer: Answer) -> RemoteError | NotFound:
         return NotFound("BLOB_UNKNOWN", "it does not have it")
     if answer.status == 429:
         wait = answer.headers.get("retry-after", "1")
-        return RemoteBusy("it is busy", min(float(wait), 60.0) if wait.isdigit() else 1.0)
+        return RemoteBusy("it is busy", min(float(wait), 60.0) if wait.isascii() and wait.isdigit() else 1.0)
     return Unreachable(f"it answered {answer.status}")
