@@ -109,10 +109,10 @@ async def _live(settings: NodeSettings, ready: Ready, stop: trio.Event) -> None:
         async with trio.open_nursery() as nursery:
             met = trio.Event()
             nursery.start_soon(_visit_tracker, node, met)
-            nursery.start_soon(_remember_neighbours, node)
             with trio.move_on_after(JOIN):  # without the tracker or peers a node serves what it has
                 await met.wait()
                 await router.joined(within=JOIN)
+            nursery.start_soon(_remember_neighbours, node)
             ready({**node.urls, "pid": os.getpid(), "data_dir": str(data), "peer_id": node.peer_id})
             _log.info("ready", peer_id=node.peer_id, version=__version__, **node.urls)
             async with trio.open_nursery() as servers:
@@ -330,10 +330,10 @@ async def _put_lines(index: Index, key: str, lines: Sequence[str]) -> None:
 async def _remember_neighbours(node: Node) -> None:
     """Keep some neighbours' addresses, so that a node that restarts while the tracker is away finds the others."""
     while True:
-        await trio.sleep(REJOIN)
         neighbours = node.router.neighbours(NEIGHBOURS)
         if neighbours:
             await _put_lines(node.index, _NEIGHBOURS, neighbours)
+        await trio.sleep(REJOIN)
 
 
 async def _visit_tracker(node: Node, met: trio.Event) -> None:
