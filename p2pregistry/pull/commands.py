@@ -34,6 +34,9 @@ class Limits:
     tracker_late: float = 1.5
     #: with no source left, how long to look for new ones once bytes have flowed
     patience: float = 60.0
+    #: before the first byte: how long to wait where the only sources are busy, or have failed
+    busy_patience: float = 2.0
+    retry_patience: float = 0.8
     look_up_every: float = 2.0
     back_off: float = 0.5
     back_off_most: float = 30.0

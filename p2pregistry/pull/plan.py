@@ -5,8 +5,9 @@ clock and draws no numbers of its own: ``now`` is seconds on any steady clock, r
 decides stands here; the driver only obeys. After every method the invariants of ``check`` hold.
 
 Terms. A *request* asks one source for a run of neighbouring pieces. A *late* piece is one whose request takes longer
-than its source's rate promised; it may be asked of a second source (*hedging*). *Endgame* is when nothing is free any
-more: then every piece in flight counts as late for a source that is idle. A *holder* is a peer that has every piece.
+than its source's rate promised; it may be asked of a second source (*hedging*), and if that is late
+too of a third. *Endgame* is when nothing is free any more: then every piece in flight counts as late for a source that
+is idle. A *holder* is a peer that has every piece.
 
 The tracker's role. It is the source of last resort for bytes, not of latency: where holders are known it is asked only
 for pieces they fail to deliver; while nobody knows yet whether there are holders it is asked for one piece at a time;
@@ -19,6 +20,9 @@ from dataclasses import dataclass, field
 
 from p2pregistry.pull.commands import Cancel, Command, Drop, Finished, GiveUp, Limits, LookUp, Request
 from p2pregistry.pull.pieces import Pieces, Randrange
+
+#: The most requests for one piece at a time.
+MOST_ASKED = 4
 
 
 @dataclass(slots=True)
@@ -229,12 +233,19 @@ class Plan:
             commands.append(LookUp())
         if not usable and not self._looking:
             # Before the first byte a miss is told at once; after it, somebody is reading: search on for a while.
-            waiting = any(source.resume > now for source in self._sources.values())
-            patience = self.limits.patience if self._flowed else (2.0 if waiting else 0.0)
+            patience = self.limits.patience if self._flowed else self._first_byte_patience(now)
             if now - self._moved >= patience:
                 self._over = True
                 commands.append(GiveUp(self._why))
         return commands
+
+    def _first_byte_patience(self, now: float) -> float:
+        """Seconds that a blob of which nothing has come may wait for sources that are set back: for a busy one a
+        little, for one that failed as long as one more try takes."""
+        waiting = [source for source in self._sources.values() if source.resume > now]
+        if any(source.strikes == 0 for source in waiting):
+            return self.limits.busy_patience
+        return self.limits.retry_patience if waiting else 0.0
 
     def _holders(self) -> list[_Source]:
         return [s for s in self._sources.values() if s.kind == "peer" and s.have is None]
@@ -330,9 +341,28 @@ class Plan:
                 elif not out.late and not endgame:
                     continue
                 for index in out.left:
-                    if source.has(index) and self.pieces.asked(index) == 1 and (best is None or out.started < best[0]):
+                    if (
+                        source.has(index)
+                        and self._may_ask_again(index, now)
+                        and (best is None or out.started < best[0])
+                    ):
                         best = (out.started, index)
         return self._ask(source, best[1], 1, now) if best is not None else None
+
+    def _may_ask_again(self, index: int, now: float) -> bool:
+        """Whether a piece in flight may be asked of one more source.
+
+        Twice is enough where sources are only slow. But two that trickle must not keep a piece from a third that could
+        send it: each further one may try after twice the time the one before it had.
+        """
+        asked = self.pieces.asked(index)
+        if asked == 1:
+            return True
+        if asked >= MOST_ASKED:
+            return False
+        outs = [out for source in self._sources.values() for out in source.out.values() if index in out.left]
+        least = self.limits.tracker_late * 2 ** (asked - 2)
+        return all(out.late and now - out.started >= least for out in outs)
 
     def _ask(self, source: _Source, first: int, count: int, now: float) -> Request:
         request = Request(self._next_id, source.name, first, count)
@@ -421,4 +451,4 @@ class Plan:
                     assert not self.pieces.here(index), "a piece that is here is still asked for"
                     asked[index] = asked.get(index, 0) + 1
         assert asked == {index: self.pieces.asked(index) for index in self.pieces.in_flight()}
-        assert all(times <= 2 for times in asked.values()), "a piece is asked for more than twice"
+        assert all(times <= MOST_ASKED for times in asked.values()), "a piece is asked for too often"
