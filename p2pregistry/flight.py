@@ -21,6 +21,7 @@ from p2pregistry.errors import BadContent, NotFound, RegistryError, RemoteBusy, 
 from p2pregistry.pull.commands import Cancel, Command, Drop, Finished, GiveUp, Limits, LookUp, Request
 from p2pregistry.pull.pieces import Randrange
 from p2pregistry.pull.plan import Plan
+from p2pregistry.reading import Reading
 from p2pregistry.sources.base import Incoming, Source
 from p2pregistry.spool import Spool, again
 from p2pregistry.store.base import BlobStore
@@ -32,6 +33,8 @@ TICK = 0.2
 #: Seconds before peers are asked for a piece table that the tracker has not given yet.
 TABLE_HEDGE = 0.3
 TABLE_TIMEOUT = 10.0
+#: Pieces given to the digest of the whole at once: trips to a worker thread are not free.
+HASH_PIECES = 8
 
 
 class Flight:
@@ -187,10 +190,12 @@ class Flight:
     async def _check_whole(self, spool: Spool) -> None:
         """Follow the verified prefix with the digest of the whole, so that nothing is left to do at the end."""
         whole = hashlib.new(self.ref.digest.algorithm)
-        for index in range(spool.info.count):
+        index = 0
+        while index < spool.info.count:
             await spool.wait(index)
-            data = await spool.read_at(index * PIECE_SIZE, spool.info.length(index))
-            await trio.to_thread.run_sync(whole.update, data)
+            count = spool.here_from(index, HASH_PIECES)
+            await spool.hash_at(index, count, whole)
+            index += count
         if whole.digest() != self.ref.digest.raw:
             staged = await spool.hold()
             await staged.discard()
@@ -376,47 +381,6 @@ class Flight:
             self._obey(plan.arrived(request.id, index, length, now))
         else:
             self._obey(plan.bad(request.id, index, now))
-
-
-class Reading:
-    """One reader's bytes, as they come. An async iterator; ``aclose`` when done with it."""
-
-    def __init__(self, flight: Flight, offset: int, length: int) -> None:
-        self._flight = flight
-        self._at, self._end = offset, offset + length
-        self._id: int | None = flight.enter()
-
-    async def first(self) -> None:
-        """Wait for the first piece."""
-        await self._piece()
-
-    async def _piece(self) -> tuple[Spool, int]:
-        spool = self._flight.spool
-        assert spool is not None
-        assert self._id is not None
-        index = min(self._at // PIECE_SIZE, spool.info.count - 1)
-        self._flight.move(self._id, index)
-        await spool.wait(index)
-        return spool, index
-
-    def __aiter__(self) -> Reading:
-        return self
-
-    async def __anext__(self) -> bytes:
-        if self._at >= self._end:
-            raise StopAsyncIteration
-        spool, index = await self._piece()
-        data = await spool.read_at(self._at, min(self._end, (index + 1) * PIECE_SIZE) - self._at)
-        self._at += len(data)
-        return data
-
-    def close(self) -> None:
-        if self._id is not None:
-            self._flight.leave(self._id)
-            self._id = None
-
-    async def aclose(self) -> None:
-        self.close()
 
 
 def _first(group: BaseExceptionGroup[RegistryError]) -> RegistryError:

@@ -7,6 +7,7 @@ waits for what is under way and makes new reads wait until ``release``.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable
 
 import trio
@@ -14,7 +15,7 @@ import trio
 from p2pregistry.content.metainfo import Metainfo
 from p2pregistry.content.unixfs import PIECE_SIZE
 from p2pregistry.errors import RegistryError
-from p2pregistry.store.base import Blob, Staged
+from p2pregistry.store.base import Blob, Hasher, Staged
 
 
 def again(failure: RegistryError) -> RegistryError:
@@ -78,18 +79,50 @@ class Spool:
             event = self._waiting.setdefault(index, trio.Event())
             await event.wait()
 
+    def here_from(self, index: int, most: int) -> int:
+        """How many pieces from ``index`` on are here, ``most`` at most."""
+        end = self._here.find(0, index, index + most)
+        return (min(index + most, self.info.count) if end < 0 else end) - index
+
     async def read_at(self, offset: int, length: int) -> bytes:
         """Bytes of pieces that are here."""
-        while self._switched is not None:
-            await self._switched.wait()
-        store = self._blob or self._staged
-        if store is None:
-            raise RuntimeError("the spool is closed")
+        store = await self.store()
         self._using += 1
         try:
             return await store.read_at(offset, length)
         finally:
             self._unuse()
+
+    async def duplicate(self) -> int | None:
+        """A descriptor of the file, the caller's to close, that reads what is here whatever becomes of the spool.
+
+        None where there is no file, or no descriptor to be had.
+        """
+        fd = (await self.store()).fileno()
+        try:
+            return None if fd is None else os.dup(fd)
+        except OSError:
+            return None
+
+    async def hash_at(self, index: int, count: int, hasher: Hasher) -> None:
+        """Give ``hasher`` the bytes of pieces that are here, before the switch to the finished blob."""
+        assert self._staged is not None
+        offset = index * PIECE_SIZE
+        self._using += 1
+        try:
+            length = min(self.info.size - offset, count * PIECE_SIZE)
+            await self._staged.hash_at(offset, length, hasher)
+        finally:
+            self._unuse()
+
+    async def store(self) -> Blob | Staged:
+        """What the bytes are read from now. Raises the failure of the flight if they have been discarded."""
+        while self._switched is not None:
+            await self._switched.wait()
+        store = self._blob or self._staged
+        if store is None:
+            raise again(self._failure) if self._failure is not None else RuntimeError("the spool is closed")
+        return store
 
     def _unuse(self) -> None:
         self._using -= 1

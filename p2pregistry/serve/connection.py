@@ -30,7 +30,7 @@ from p2pregistry.serve import wire
 from p2pregistry.serve.body import NO_BODY, ClientGone, IncomingBody, NoBody
 from p2pregistry.serve.errors_json import answer_for, error_response
 from p2pregistry.serve.http import BlobSlice, Handler, Request, Response, Stream
-from p2pregistry.store.base import Blob
+from p2pregistry.store.base import Blob, FilePart
 
 _HEAD_READ: Final = 16 << 10
 #: Bytes per sendfile call. A page that is not in memory makes the call block the whole process, so not too many.
@@ -313,9 +313,18 @@ class Connection:
         try:
             await self.send(lines, _MORE if stream.length else 0)
             async for chunk in stream.chunks:
-                if out + len(chunk) > stream.length:
+                size = chunk.length if isinstance(chunk, FilePart) else len(chunk)
+                if out + size > stream.length:
                     raise _Unfinished(f"a stream went over its {stream.length} bytes")
-                out += await self.send(chunk)
+                if not isinstance(chunk, FilePart):
+                    out += await self.send(chunk)
+                    continue
+                end = out + size
+                while out < end:
+                    count = await self._sendfile(chunk.fd, chunk.offset + chunk.length - (end - out), end - out)
+                    if not count:
+                        raise _Unfinished(f"a file ended {end - out} bytes early")
+                    out += count
             if out < stream.length:
                 raise _Unfinished(f"a stream stopped after {out} of {stream.length} bytes")
         except (_Unfinished, OSError):

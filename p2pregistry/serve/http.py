@@ -12,7 +12,7 @@ from typing import Protocol
 from urllib.parse import parse_qsl, unquote
 
 from p2pregistry.errors import RequestError
-from p2pregistry.store.base import Blob
+from p2pregistry.store.base import Blob, FilePart
 
 Headers = Sequence[tuple[str, str]]
 
@@ -88,13 +88,13 @@ class BlobSlice:
 
 @dataclass(slots=True)
 class Stream:
-    """Bytes that are made while they are sent: exactly ``length`` of them.
+    """Bytes that are made while they are sent: exactly ``length`` of them. A FilePart is sent before the next is taken.
 
     The listener calls ``aclose`` on ``chunks`` in the same task whatever happens. A handler returns one only when the
     first bytes are at hand, so that a failure before them can still be an honest error status.
     """
 
-    chunks: AsyncIterator[bytes]
+    chunks: AsyncIterator[bytes] | AsyncIterator[FilePart | bytes]
     length: int
     sent: Callable[[int], None] | None = None
 

@@ -145,7 +145,7 @@ class PullApi:
             blob = await self._held.open(ref.digest)
         except NotFound:
             reading = await self._flights.join(ref).open(offset, length)
-            return Stream(reading, length, sent=self._served)
+            return Stream(reading.parts(), length, sent=self._served)
         return BlobSlice(blob, offset, length, sent=self._served)
 
     async def _tags(self, request: Request, repository: str) -> Response:

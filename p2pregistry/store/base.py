@@ -3,9 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
+from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
 from p2pregistry.digest import Digest
+
+
+class Hasher(Protocol):
+    """What hashlib gives."""
+
+    def update(self, data: bytes | bytearray | memoryview, /) -> None: ...
+
+
+@dataclass(frozen=True, slots=True)
+class FilePart:
+    """Bytes in a file, for sendfile: ``length`` of them from ``offset`` of descriptor ``fd``."""
+
+    fd: int
+    offset: int
+    length: int
 
 
 class Blob(Protocol):
@@ -42,6 +58,13 @@ class Staged(Protocol):
 
     async def read_at(self, offset: int, length: int) -> bytes:
         """Up to ``length`` bytes from ``offset``; holes read as zeros, the end comes where the furthest write ended."""
+
+    async def hash_at(self, offset: int, length: int, hasher: Hasher) -> None:
+        """Give ``hasher`` what ``read_at`` would return; read and hashed in one worker thread."""
+
+    def fileno(self) -> int | None:
+        """A file descriptor whose offsets are those of the bytes; None where they are not in a file. A duplicate of
+        it reads them whatever happens to the object."""
 
     async def commit(self, digest: Digest) -> None:
         """Make it the blob ``digest``: durable, then visible, at once and whole. The caller has verified the bytes.

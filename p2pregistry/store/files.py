@@ -28,12 +28,15 @@ import trio
 
 from p2pregistry.digest import ALGORITHMS, Digest
 from p2pregistry.errors import LocalError, NotFound
+from p2pregistry.store.base import Hasher
 from p2pregistry.store.owner import check_directory, local_error, make_directory, own, sync_directory
 
 #: What a key of staged bytes looks like; a leading dot is kept for files of our own.
 KEY = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,149}")
 #: Worker threads that one store may use at a time.
 WORKERS = 16
+#: Bytes read at once to be hashed: small enough for the processor's cache.
+HASH_READ = 256 << 10
 _SEEK_DATA: int | None = getattr(os, "SEEK_DATA", None)
 _SEEK_HOLE: int | None = getattr(os, "SEEK_HOLE", None)
 #: darwin: fsync leaves bytes in the drive's cache, this does not
@@ -80,6 +83,14 @@ def _write_verified(fd: int, offset: int, data: bytes | bytearray | memoryview, 
         return False
     _write(fd, offset, data)
     return True
+
+
+def _hash(fd: int, offset: int, length: int, hasher: Hasher) -> None:
+    buffer = memoryview(bytearray(min(length, HASH_READ)))
+    end = offset + length
+    while offset < end and (count := os.preadv(fd, [buffer[: end - offset]], offset)):
+        hasher.update(buffer[:count])
+        offset += count
 
 
 def _extents(fd: int) -> list[tuple[int, int]]:
@@ -186,6 +197,14 @@ class FileStaged:
 
     async def read_at(self, offset: int, length: int) -> bytes:
         return await self._open.run("cannot read staged bytes", _read, offset, length)
+
+    async def hash_at(self, offset: int, length: int, hasher: Hasher) -> None:
+        await self._open.run("cannot read staged bytes", _hash, offset, length, hasher)
+
+    def fileno(self) -> int | None:
+        if self._open.closed:
+            raise RuntimeError("used after it was closed")
+        return self._open.fd
 
     async def extents(self) -> list[tuple[int, int]]:
         """See Sparse."""

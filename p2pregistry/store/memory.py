@@ -10,6 +10,7 @@ import trio
 
 from p2pregistry.digest import Digest
 from p2pregistry.errors import LocalError, NotFound, StorageFull
+from p2pregistry.store.base import Hasher
 
 _KEY = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,149}")
 
@@ -84,6 +85,13 @@ class MemoryStaged:
         await trio.lowlevel.checkpoint()
         self._check()
         return bytes(self._data[offset : offset + length])
+
+    async def hash_at(self, offset: int, length: int, hasher: Hasher) -> None:
+        hasher.update(await self.read_at(offset, length))
+
+    def fileno(self) -> int | None:
+        self._check()
+        return None
 
     async def extents(self) -> list[tuple[int, int]]:
         await trio.lowlevel.checkpoint()
