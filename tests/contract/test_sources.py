@@ -1,0 +1,68 @@
+"""Every source keeps the same contract."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+from p2pregistry.content.metainfo import Metainfo
+from p2pregistry.digest import Digest
+from p2pregistry.serve.peer_api import PeerApi, Slots
+from p2pregistry.sources.base import Source
+from p2pregistry.sources.memory import MemorySource
+from p2pregistry.sources.peer import PeerSource
+from p2pregistry.sources.tracker import TrackerSource
+from p2pregistry.store.index import open_index
+from p2pregistry.store.memory import MemoryStore
+from p2pregistry.store.records import StoredManifest
+from p2pregistry.testing.http import running
+from p2pregistry.testing.sources import check_source
+
+
+@asynccontextmanager
+async def in_memory(blobs: Mapping[Digest, bytes]) -> AsyncIterator[Source]:
+    yield MemorySource("a", dict(blobs))
+
+
+async def test_the_memory_source() -> None:
+    await check_source(in_memory)
+
+
+@asynccontextmanager
+async def serving(folder: Path, blobs: Mapping[Digest, bytes]) -> AsyncIterator[str]:
+    """The URL of a real peer API on a real socket that has these blobs."""
+    store = MemoryStore()
+    async with open_index(folder / "index.lmdb") as index:
+        for digest, data in blobs.items():
+            staged = await store.stage(digest.hex)
+            await staged.write_at(0, data)
+            await staged.commit(digest)
+            info = Metainfo.of_bytes(data)
+            await index.put_metainfo(info)
+            manifest = StoredManifest(Digest.of(digest.raw), "application/x", b"")
+            await index.put_manifest("a/b", manifest, "claim", [info.ref])
+        async with running(PeerApi(index, store, Slots(2, 100), served=lambda _count: None)) as url:
+            yield url
+
+
+async def test_a_peer(tmp_path: Path) -> None:
+    @asynccontextmanager
+    async def make(blobs: Mapping[Digest, bytes]) -> AsyncIterator[Source]:
+        async with serving(tmp_path, blobs) as url:
+            source = PeerSource("a peer", url)
+            yield source
+            source.close()
+
+    await check_source(make)
+
+
+async def test_the_tracker_as_a_source(tmp_path: Path) -> None:
+    @asynccontextmanager
+    async def make(blobs: Mapping[Digest, bytes]) -> AsyncIterator[Source]:
+        async with serving(tmp_path, blobs) as url:
+            source = TrackerSource(url)
+            yield source
+            source.close()
+
+    await check_source(make)
