@@ -15,7 +15,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 from urllib.parse import urlsplit
@@ -23,6 +23,8 @@ from urllib.parse import urlsplit
 from prometheus_client.parser import text_string_to_metric_families
 
 from p2pregistry import admin
+from p2pregistry.oci.media import OCTET_STREAM
+from p2pregistry.testing.images import Descriptor, Layout
 
 T = TypeVar("T")
 #: Seconds; only a test that fails takes as long.
@@ -90,6 +92,27 @@ class Daemon:
         self.process.kill()
         self.process.wait(PATIENCE)
 
+    @contextmanager
+    def hung(self) -> Iterator[None]:
+        """SIGSTOP, until the end of the block: its connections stay open, and nothing answers."""
+        assert self.process is not None
+        self.process.send_signal(signal.SIGSTOP)
+        try:
+            yield
+        finally:
+            self.process.send_signal(signal.SIGCONT)
+
+    @contextmanager
+    def reading(self, target: str) -> Iterator[http.client.HTTPResponse]:
+        """A GET whose body is read by the caller, as far as the caller likes."""
+        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=PATIENCE)
+        try:
+            connection.request("GET", target)
+            with connection.getresponse() as answer:
+                yield answer
+        finally:
+            connection.close()
+
     def counters(self) -> Counters:
         """Bytes moved since it started."""
         connection = http.client.HTTPConnection(urlsplit(self.facts["metrics_url"]).netloc, timeout=PATIENCE)
@@ -133,12 +156,26 @@ class Counters:
 
 @dataclass
 class Cluster:
-    """The tracker and its nodes."""
+    """The tracker, its nodes, and who may push."""
 
     tracker: Daemon
-    nodes: Sequence[Daemon]
+    nodes: list[Daemon]
     username: str
     password: str
+
+    def push(self, layout: Layout, image: Descriptor, name: str, tag: str = "1") -> None:
+        """Push a layout's image in as few requests as can be, without any client's program."""
+        for blob in image.blobs:
+            place = self._ask("POST", f"/v2/{name}/blobs/uploads/", 202).headers["location"]
+            self._ask("PUT", f"{place}?digest={blob.digest}", 201, layout.read(blob.digest), OCTET_STREAM)
+        self._ask("PUT", f"/v2/{name}/manifests/{tag}", 201, layout.read(image.digest), image.media_type)
+
+    def _ask(self, method: str, target: str, status: int, body: bytes | None = None, kind: str = "") -> Answer:
+        pair = f"{self.username}:{self.password}".encode()
+        headers = {"Authorization": "Basic " + base64.b64encode(pair).decode(), "Content-Type": kind}
+        answer = self.tracker.request(method, target, body, headers)
+        assert answer.status == status, answer.body
+        return answer
 
 
 @contextmanager
@@ -152,38 +189,29 @@ def up(folder: Path, nodes: int = 2) -> Iterator[Cluster]:
         )
 
 
-@dataclass
-class Separate:
+class Separate(Cluster):
     """A swarm whose members are started, killed and stopped one by one, each on free loopback ports."""
 
-    folder: Path
-    tracker: Daemon = field(init=False)
-    nodes: list[Daemon] = field(default_factory=list)
-    username: str = _USER
-    password: str = _PASSWORD
-    _stack: ExitStack = field(default_factory=ExitStack)
+    def __init__(self, folder: Path, stack: ExitStack) -> None:
+        self._folder, self._stack = folder, stack
+        (folder / "password").write_text(_PASSWORD, encoding="utf-8")
+        auth = {"auth.username": _USER, "auth.password_file": str(folder / "password")}
+        tracker = self._start("tracker", "tracker", {"registry.port": "0", **auth})
+        super().__init__(tracker, [], _USER, _PASSWORD)
 
-    @property
-    def authorization(self) -> dict[str, str]:
-        """The header of one who may push."""
-        pair = f"{self.username}:{self.password}".encode()
-        return {"Authorization": "Basic " + base64.b64encode(pair).decode()}
-
-    def add_node(self, **sets: str) -> Daemon:
-        """Start a node that knows the tracker; ``tags__max_age="1"`` sets ``tags.max_age``."""
-        name = f"node{len(self.nodes) + 1}"
-        tracker = self.tracker.facts
-        node = self._start(name, "node", {"tracker__url": tracker["peer_url"], "pull__port": "0", **sets})
+    def add_node(self, sets: Mapping[str, str] | None = None) -> Daemon:
+        """Start a node that knows the tracker, with more settings: ``{"tags.max_age": "1"}``."""
+        known = {"tracker.url": str(self.tracker.facts["peer_url"]), "pull.port": "0"}
+        node = self._start(f"node{len(self.nodes) + 1}", "node", known | dict(sets or {}))
         self.nodes.append(node)
         return node
 
     def _start(self, name: str, program: str, sets: Mapping[str, str]) -> Daemon:
-        folder = self.folder / name
-        folder.mkdir()
-        sets = {"peer__host": "127.0.0.1", "libp2p__host": "127.0.0.1", **sets}
-        sets |= {f"{section}__port": "0" for section in ("peer", "libp2p", "metrics")}
+        folder = self._folder / name
+        sets = {"peer.host": "127.0.0.1", "libp2p.host": "127.0.0.1", **sets}
+        sets |= {f"{section}.port": "0" for section in ("peer", "libp2p", "metrics")}
         command = [sys.executable, "-m", "p2pregistry", program, "run", "--json", "--data-dir", str(folder / "data")]
-        command += [part for key, text in sets.items() for part in ("--set", f"{key.replace('__', '.')}={text}")]
+        command += [part for key, text in sets.items() for part in ("--set", f"{key}={text}")]
         process, facts = self._stack.enter_context(_running(command, folder))
         return Daemon(facts, process)
 
@@ -194,12 +222,9 @@ def separate(folder: Path, nodes: int = 0) -> Iterator[Separate]:
 
     Each must stop with status 0 on SIGTERM, unless the test has killed it.
     """
-    folder.mkdir(exist_ok=True)
-    (folder / "password").write_text(_PASSWORD, encoding="utf-8")
-    swarm = Separate(folder)
-    with swarm._stack:
-        auth = {"auth__username": _USER, "auth__password_file": str(folder / "password")}
-        swarm.tracker = swarm._start("tracker", "tracker", {"registry__port": "0", **auth})
+    folder.mkdir(parents=True, exist_ok=True)
+    with ExitStack() as stack:
+        swarm = Separate(folder, stack)
         for _ in range(nodes):
             swarm.add_node()
         yield swarm

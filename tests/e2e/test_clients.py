@@ -233,6 +233,23 @@ def test_a_node_is_a_mirror_of_the_names_of_its_tracker_only(
     assert (answer.status, error_code(answer.body)) == (404, "NAME_UNKNOWN")
 
 
+def test_looking_at_a_cold_blob_fetches_nothing(cluster: Cluster, tmp_path: Path) -> None:
+    layout = Layout(tmp_path / "image")
+    made = make_image(layout, layers=2, layer_bytes=2 * MIB, seed=str(tmp_path))
+    cluster.push(layout, made, "acme/cold")
+    node = cluster.nodes[0]
+    before, held = node.counters(), node.status()["blobs"]
+    assert node.request("HEAD", "/v2/acme/cold/manifests/1").status == 200
+    for blob in made.blobs:
+        answer = node.request("HEAD", f"/v2/acme/cold/blobs/{blob.digest}")
+        assert answer.status == 200
+        assert answer.headers["content-length"] == str(blob.size)
+        assert answer.headers["docker-content-digest"] == blob.digest
+    assert fetched(node, before) == 0
+    assert node.status()["downloads"] == 0
+    assert node.status()["blobs"] == held
+
+
 def test_a_node_takes_no_push(cluster: Cluster) -> None:
     for method, target in (
         ("POST", "/v2/acme/x/blobs/uploads/"),
