@@ -182,6 +182,8 @@ class Containerd:
 def containerd(folder: Path) -> Iterator[Containerd]:
     """Start one; skips if it is not installed or does not start."""
     need("containerd", "ctr")
+    if os.geteuid() != 0:
+        pytest.skip("containerd, and docker on top of it, need root")
     with _short_folder() as short:
         socket = short / "c.sock"
         (folder / "containerd.toml").write_text(
@@ -231,8 +233,6 @@ class Docker:
 def docker(folder: Path) -> Iterator[Docker]:
     """Start an engine without a network; skips if it is not installed or does not start."""
     need("dockerd", "docker")
-    if os.geteuid() != 0:
-        pytest.skip("dockerd needs root")
     (folder / "config").mkdir()
     (folder / "daemon.json").write_text("{}")
     with containerd(folder) as under, _short_folder() as short:
