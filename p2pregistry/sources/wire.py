@@ -52,6 +52,8 @@ class Answer:
         """Fill ``buffer`` from its start; see Incoming."""
         want = min(len(buffer), self.left)
         if want == 0:
+            if len(buffer):  # to answer 0 would make a caller that wants more ask for ever
+                raise Unreachable("the answer has fewer bytes than were wanted")
             return 0
         if self.early:
             count = min(want, len(self.early))
@@ -69,12 +71,12 @@ class Answer:
 
     async def read(self, limit: int) -> bytes:
         """The whole body. Raises BadContent if it is longer than ``limit`` bytes."""
-        if self.length > limit:
+        if self.left > limit:
             raise BadContent("an answer is longer than it may be")
-        data = bytearray(self.length)
+        data = bytearray(self.left)  # not ``length``: a 304 may state one and has no body
         view = memoryview(data)
         at = 0
-        while at < self.length:
+        while at < len(data):
             at += await self.read_into(view[at:])
         return bytes(data)
 
