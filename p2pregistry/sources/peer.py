@@ -22,6 +22,8 @@ from p2pregistry.sources.wire import Client, refusal
 MAX_TABLE = 64 << 20
 #: The longest JSON answer: a manifest in base64 and its claims.
 MAX_JSON = 2 * MANIFEST_LIMIT + (24 << 20)
+#: What msgspec raises for bytes that are not the JSON it was told of.
+JSON_ERRORS = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +53,7 @@ def read_manifest(data: bytes, wanted: Digest | None) -> RemoteManifest:
     try:
         raw = msgspec.json.decode(data, type=_Manifest)
         body = base64.b64decode(raw.manifest, validate=True)
-    except (msgspec.MsgspecError, binascii.Error, ValueError) as err:
+    except (*JSON_ERRORS, binascii.Error, ValueError) as err:
         raise BadContent("a manifest answer cannot be read") from err
     if len(body) > MANIFEST_LIMIT or len(raw.media_type) > 255 or not raw.media_type.isprintable():
         raise BadContent("a manifest answer is out of bounds")

@@ -9,7 +9,7 @@ import trio
 
 from p2pregistry.digest import Digest
 from p2pregistry.errors import BadContent, NotFound, Unreachable
-from p2pregistry.sources.peer import MAX_JSON, PeerSource, RemoteManifest, read_manifest
+from p2pregistry.sources.peer import JSON_ERRORS, MAX_JSON, PeerSource, RemoteManifest, read_manifest
 
 
 class Swarm(msgspec.Struct):
@@ -59,7 +59,9 @@ class TrackerSource(PeerSource):
         """Raises RemoteError."""
         try:
             return msgspec.json.decode(await self._ask("/p2p/v1/swarm", 1 << 20), type=Swarm)
-        except msgspec.MsgspecError as err:
+        except NotFound as err:  # every tracker has this: the URL is that of something else
+            raise BadContent("what answers at the tracker's URL is no tracker's peer API") from err
+        except JSON_ERRORS as err:
             raise BadContent("the tracker's answer about the swarm cannot be read") from err
 
     async def resolve(self, repository: str, reference: str | Digest) -> RemoteManifest:
@@ -78,7 +80,7 @@ class TrackerSource(PeerSource):
             return msgspec.json.decode(data, type=_Tags).tags
         except NotFound as err:
             raise NotFound("NAME_UNKNOWN", "the repository is not known to the tracker") from err
-        except msgspec.MsgspecError as err:
+        except JSON_ERRORS as err:
             raise BadContent("the tracker's list of tags cannot be read") from err
 
     async def blob_claims(self, repository: str, digest: Digest) -> list[str]:
@@ -86,5 +88,5 @@ class TrackerSource(PeerSource):
         try:
             data = await self._ask(f"/p2p/v1/repositories/{repository}/blobs/{digest}/claims")
             return msgspec.json.decode(data, type=_Claims).claims
-        except msgspec.MsgspecError as err:
+        except JSON_ERRORS as err:
             raise BadContent("the tracker's claims cannot be read") from err
