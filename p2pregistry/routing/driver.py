@@ -123,6 +123,7 @@ class KadDriver:
             now=trio.current_time(),
             closer=self.settings.width,
             sample=self._random.sample,
+            own=self.own if message.key in self.announcer and sender != self.own.peer_id else None,
         )
 
     def _consider(self, peer_id: bytes) -> None:

@@ -201,10 +201,19 @@ class Separate(Cluster):
 
     def add_node(self, sets: Mapping[str, str] | None = None) -> Daemon:
         """Start a node that knows the tracker, with more settings: ``{"tags.max_age": "1"}``."""
-        known = {"tracker.url": str(self.tracker.facts["peer_url"]), "pull.port": "0"}
-        node = self._start(f"node{len(self.nodes) + 1}", "node", known | dict(sets or {}))
+        node = self._start_node(len(self.nodes), sets or {})
         self.nodes.append(node)
         return node
+
+    def restart_node(self, index: int) -> Daemon:
+        """Kill a node and start it again on its data, on other ports."""
+        self.nodes[index].kill()
+        self.nodes[index] = self._start_node(index, {})
+        return self.nodes[index]
+
+    def _start_node(self, index: int, sets: Mapping[str, str]) -> Daemon:
+        known = {"tracker.url": str(self.tracker.facts["peer_url"]), "pull.port": "0"}
+        return self._start(f"node{index + 1}", "node", known | dict(sets))
 
     def _start(self, name: str, program: str, sets: Mapping[str, str]) -> Daemon:
         folder = self._folder / name

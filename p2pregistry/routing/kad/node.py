@@ -28,10 +28,12 @@ def answer(
     now: float,
     closer: int,
     sample: Sample,
+    own: Contact | None = None,
 ) -> Message | None:
     """The answer to ``message``, or None where the protocol has none (ADD_PROVIDER).
 
-    ``closer`` is how many nearer peers an answer names. Raises BadContent for what is no business of this node
+    ``closer`` is how many nearer peers an answer names. ``own`` is this node, where it holds the key itself: its word
+    on that needs no record, and is still there when those who kept the records are gone. Raises BadContent for what is no business of this node
     (values, empty keys); the stream should be reset.
     """
     if message.kind is Kind.PING:
@@ -45,6 +47,8 @@ def answer(
     if message.kind is Kind.FIND_NODE:
         return Message(Kind.FIND_NODE, message.key, closer=tuple(near))
     providers: Sequence[Contact] = store.find(message.key, now)
+    if own is not None:
+        providers = [own, *(known for known in providers if known.peer_id != own.peer_id)]
     if len(providers) > PROVIDERS_IN_ANSWER:
         providers = sample(providers, PROVIDERS_IN_ANSWER)
     return Message(Kind.GET_PROVIDERS, message.key, closer=tuple(near), providers=tuple(providers))
