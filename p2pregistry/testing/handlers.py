@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -12,6 +13,7 @@ import trio
 from p2pregistry.errors import RegistryError, RequestError
 from p2pregistry.serve.errors_json import error_response
 from p2pregistry.serve.http import BlobSlice, Handler, Request, Response, Stream
+from p2pregistry.store.base import FilePart
 
 
 class ScriptedBody:
@@ -98,7 +100,11 @@ async def _answer(response: Response, method: str) -> Answer:
             if part.sent is not None:
                 part.sent(len(data))
     elif isinstance(part, Stream):
-        data = b"".join([chunk async for chunk in part.chunks])
+        parts = [
+            os.pread(chunk.fd, chunk.length, chunk.offset) if isinstance(chunk, FilePart) else chunk
+            async for chunk in part.chunks
+        ]
+        data = b"".join(parts)
     else:
         data = part if method != "HEAD" else b""
     return Answer(
