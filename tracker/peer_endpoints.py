@@ -29,7 +29,8 @@ from tracker.catalog.base import Catalog
 
 _PREFIX: Final = "/p2p/v1/"
 _JSON: Final[tuple[str, str]] = ("Content-Type", "application/json")
-_TAGS: Final = 1000
+#: Most tags in one answer: more than a page of a node, which asks for one beyond it to know whether there are more.
+_TAGS: Final = 10_000
 #: How many digests are remembered as named by a claim, and for how many seconds: a node asks once a piece.
 _NAMED: Final = 4096
 _NAMED_AGE: Final = 30.0

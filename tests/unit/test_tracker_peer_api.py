@@ -15,10 +15,12 @@ import trio.testing
 from p2pregistry.content.car import read_table
 from p2pregistry.content.metainfo import Metainfo
 from p2pregistry.digest import Digest
+from p2pregistry.oci.media import OCI_MANIFEST
 from p2pregistry.serve.peer_api import Slots
 from p2pregistry.sources.peer import read_manifest
 from p2pregistry.testing.handlers import call
 from p2pregistry.testing.tracker_api import Registry, registry
+from tracker.catalog.base import NewManifest
 from tracker.peer_endpoints import Swarm, TrackerPeerApi
 
 REPO = "acme/deep/blobs"
@@ -77,6 +79,16 @@ async def test_manifests_come_with_their_claims(tmp_path: Path) -> None:
         assert tags.json() == {"tags": ["1"]}
         assert (await call(peer, "GET", f"/p2p/v1/repositories/{REPO}/tags?n=5&last=1")).json() == {"tags": []}
         assert (await call(peer, "GET", "/p2p/v1/repositories/no/tags")).code == "NAME_UNKNOWN"
+
+
+async def test_a_node_can_ask_for_one_tag_more_than_its_page(tmp_path: Path) -> None:
+    async with both(tmp_path) as (api, peer):
+        digest, body = await api.push_image(REPO, "0000", b"layer")
+        tags = [f"{number:04}" for number in range(1, 1100)]
+        new = NewManifest(digest, OCI_MANIFEST, body, (), ())
+        await api.catalog.put_manifest(REPO, new, tags, lambda _blobs: "claim")
+        answer = await call(peer, "GET", f"/p2p/v1/repositories/{REPO}/tags?n=1001")
+        assert len(answer.json()["tags"]) == 1001
 
 
 async def test_the_swarm(tmp_path: Path) -> None:
