@@ -33,8 +33,8 @@ def answer(
     """The answer to ``message``, or None where the protocol has none (ADD_PROVIDER).
 
     ``closer`` is how many nearer peers an answer names. ``own`` is this node, where it holds the key itself: its word
-    on that needs no record, and is still there when those who kept the records are gone. Raises BadContent for what is no business of this node
-    (values, empty keys); the stream should be reset.
+    on that needs no record, and is still there when those who kept the records are gone. Raises BadContent for what is
+    no business of this node (values, empty keys); the stream should be reset.
     """
     if message.kind is Kind.PING:
         return Message(Kind.PING)
