@@ -9,6 +9,7 @@ Nothing is believed without a claim that the tracker signed.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -219,14 +220,12 @@ class Resolver:
             nursery.cancel_scope.deadline = trio.current_time() + PEER_TIMEOUT
 
             async def ask(peer: Peer) -> None:
-                source = PeerSource(peer.peer_id, peer.url)
                 try:
-                    found.append(await self._take(repository, await source.manifest(digest)))
+                    with closing(PeerSource(peer.peer_id, peer.url)) as source:
+                        found.append(await self._take(repository, await source.manifest(digest)))
                     nursery.cancel_scope.cancel()
                 except (RemoteError, NotFound) as err:
                     _log.debug("a peer did not give a manifest", peer=peer.peer_id, why=err.message)
-                finally:
-                    source.close()
 
             await self._router.find(digest, lambda peer: nursery.start_soon(ask, peer), limit=4)
         if not found:

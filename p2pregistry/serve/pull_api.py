@@ -18,7 +18,7 @@ from p2pregistry.errors import NotFound, RequestError
 from p2pregistry.flight import Flights
 from p2pregistry.oci.media import OCTET_STREAM
 from p2pregistry.oci.ranges import content_range, parse_range
-from p2pregistry.oci.reference import Route, parse_path, parse_reference
+from p2pregistry.oci.reference import Route, check_tag, parse_path, parse_reference
 from p2pregistry.resolve import Found, Resolver
 from p2pregistry.serve.http import BlobSlice, Request, Response, Stream
 from p2pregistry.store.base import Blob
@@ -151,6 +151,8 @@ class PullApi:
     async def _tags(self, request: Request, repository: str) -> Response:
         limit = _page(request.param("n"))
         after = request.param("last") or ""
+        if after:
+            check_tag(after)
         tags, warning = await self._resolver.tags(repository, after, limit + 1 if limit else 1)
         headers = [("Content-Type", "application/json"), *_warn(warning)]
         more = len(tags) > limit > 0

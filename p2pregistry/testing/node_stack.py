@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 import time
 from collections.abc import AsyncIterator, Callable, Iterable
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -131,8 +131,13 @@ async def node_stack(
     """A node over ``root`` with its pull and peer API on free ports; it is ``name`` in ``network``."""
     members = network or MemoryNetwork()
     await trio.Path(root).mkdir(exist_ok=True)
-    async with open_files(root) as store, open_index(root / "index.lmdb") as index, trio.open_nursery() as nursery:
-        source = TrackerSource(tracker, timeout=1.0, rest=0.5) if tracker is not None else None
+    source = TrackerSource(tracker, timeout=1.0, rest=0.5) if tracker is not None else None
+    async with AsyncExitStack() as stack:
+        if source is not None:
+            stack.callback(source.close)
+        store = await stack.enter_async_context(open_files(root))
+        index = await stack.enter_async_context(open_index(root / "index.lmdb"))
+        nursery = await stack.enter_async_context(trio.open_nursery())
         trust = Trust(index, source, root_key)
         fetched: dict[str, int] = {}
         dropped: list[Digest] = []
@@ -172,8 +177,6 @@ async def node_stack(
                 url, peer_url, pull, peer, store, index, cache, flights, trust, source, fetched, notes, dropped
             )
         nursery.cancel_scope.cancel()
-        if source is not None:
-            source.close()
 
 
 class _LateRouter:
