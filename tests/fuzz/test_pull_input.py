@@ -11,7 +11,25 @@ from hypothesis import strategies as st
 from p2pregistry.testing.handlers import Answer, call
 from p2pregistry.testing.node_stack import node_stack
 
-WORDS = "v2 a acme blobs manifests tags list uploads referrers _catalog latest .. sha256:x %2e%2e %00 %ff A".split()
+WORDS = [
+    "v2",
+    "a",
+    "acme",
+    "blobs",
+    "manifests",
+    "tags",
+    "list",
+    "uploads",
+    "referrers",
+    "_catalog",
+    "latest",
+    "..",
+    "sha256:x",
+    "%2e%2e",
+    "%00",
+    "%ff",
+    "A",
+]
 DIGESTS = ["sha256:" + "0" * 64, "sha512:" + "f" * 128]
 PARTS = st.one_of(st.sampled_from(["", "a" * 300, *DIGESTS, *WORDS]), st.text(max_size=20))
 PATHS = st.lists(PARTS, max_size=7).map(lambda parts: "/" + "/".join(parts))
