@@ -100,20 +100,26 @@ class Client:
         self._idle: list[_Connection] = []
 
     @asynccontextmanager
-    async def request(self, method: str, target: str, headers: dict[str, str] | None = None) -> AsyncIterator[Answer]:
-        """Send a request without a body; the answer whatever its status. Raises Unreachable or BadContent."""
+    async def request(
+        self, method: str, target: str, headers: dict[str, str] | None = None, *, body: bytes = b""
+    ) -> AsyncIterator[Answer]:
+        """Send a request; the answer whatever its status. Raises Unreachable or BadContent.
+
+        It may be sent twice: the server may have closed a connection just as it was taken up again.
+        """
         connection = await self._connection()
         keep = False
+        lines = "".join(f"{name}: {value}\r\n" for name, value in (headers or {}).items())
         try:
             try:
-                answer, keep = await self._exchange(connection, method, target, headers or {})
+                answer, keep = await self._exchange(connection, method, target, lines, body)
             except Unreachable:
                 if connection.fresh:
                     raise
                 # the server closed an idle connection just as it was taken up: that says nothing of the server
                 connection.stream.socket.close()
                 connection = await self._open()
-                answer, keep = await self._exchange(connection, method, target, headers or {})
+                answer, keep = await self._exchange(connection, method, target, lines, body)
             yield answer
             keep = keep and answer.left == 0
         except BaseException:
@@ -162,22 +168,23 @@ class Client:
         return _Connection(stream, trio.current_time())
 
     async def _exchange(
-        self, connection: _Connection, method: str, target: str, headers: dict[str, str]
+        self, connection: _Connection, method: str, target: str, lines: str, body: bytes
     ) -> tuple[Answer, bool]:
         try:
             with trio.fail_after(self._head_timeout):
-                return await self._talk(connection.stream, method, target, headers)
+                return await self._talk(connection.stream, method, target, lines, body)
         except h11.RemoteProtocolError as err:
             raise Unreachable("the answer is not HTTP") from err
         except (*_NETWORK_ERRORS, trio.TooSlowError) as err:
             raise Unreachable(f"no answer from {self._authority}") from err
 
     async def _talk(
-        self, stream: trio.SocketStream, method: str, target: str, headers: dict[str, str]
+        self, stream: trio.SocketStream, method: str, target: str, lines: str, body: bytes
     ) -> tuple[Answer, bool]:
-        lines = "".join(f"{name}: {value}\r\n" for name, value in headers.items())
+        if body or method == "POST":
+            lines = f"Content-Length: {len(body)}\r\n{lines}"
         head = f"{method} {target} HTTP/1.1\r\nHost: {self._authority}\r\nAccept-Encoding: identity\r\n{lines}\r\n"
-        await stream.send_all(head.encode("ascii"))
+        await stream.send_all(head.encode("ascii") + body)
         # h11 reads the head only: what follows it is taken back from its buffer
         machine = h11.Connection(h11.CLIENT, max_incomplete_event_size=MAX_HEAD)
         machine.send(h11.Request(method=method, target=target, headers=[("Host", self._authority)]))

@@ -281,6 +281,31 @@ async def test_a_cancelled_request_gives_its_connection_up() -> None:
         assert made._idle == []
 
 
+@pytest.mark.parametrize("body", [b"", b"{}", bytes(300_000)], ids=["none", "short", "long"])
+async def test_a_body_goes_with_its_length_also_over_a_connection_that_was_used(body: bytes) -> None:
+    seen: list[bytes] = []
+
+    async def serve(stream: trio.SocketStream) -> None:
+        head = b""
+        while more := await stream.receive_some(4096):
+            head += more
+            before, found, rest = head.partition(b"\r\n\r\n")
+            if not found:
+                continue
+            length = int(before.lower().partition(b"content-length: ")[2].split(b"\r\n")[0])
+            while len(rest) < length:
+                rest += await stream.receive_some(1 << 16)
+            seen.append(rest)
+            head = b""
+            await stream.send_all(OK)
+
+    async with server(serve) as url, client(url) as made:
+        for _ in range(2):
+            async with made.request("POST", "/", {"X": "y"}, body=body) as answer:
+                assert await answer.read(10) == BODY
+    assert seen == [body, body]
+
+
 # -------------------------------------------------------------------------------------------------------- blob ranges
 
 DATA = bytes(range(256)) * 10
