@@ -2,14 +2,28 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from typing import Final
 from urllib.parse import quote
 
 import msgspec
 import trio
 
+from p2pregistry.content.unixfs import PIECE_SIZE, piece_count, piece_length
 from p2pregistry.digest import Digest
 from p2pregistry.errors import BadContent, NotFound, Unreachable
+from p2pregistry.messages import MAX_ANNOUNCED, Announce, Announced, pack, read_announced
 from p2pregistry.sources.peer import JSON_ERRORS, MAX_JSON, PeerSource, RemoteManifest, read_manifest
+from p2pregistry.sources.wire import Answer, Client, refusal
+
+#: Seconds that a request for the next piece may wait for its turn at the tracker.
+TURN_TIMEOUT: Final = 60.0
+#: Seconds to wait before asking again, whatever the tracker says.
+_MAX_WAIT: Final = 60.0
+_CONTENT_RANGE: Final = re.compile(r"bytes ([0-9]{1,18})-([0-9]{1,18})/([0-9]{1,18})")
 
 
 class Swarm(msgspec.Struct):
@@ -31,6 +45,23 @@ class _Claims(msgspec.Struct):
     claims: list[str]
 
 
+@dataclass(frozen=True, slots=True)
+class Chosen:
+    """What the tracker sends next: piece ``index``, ``length`` bytes of it (an Incoming); or None, ask again after
+    ``wait`` seconds."""
+
+    index: int | None
+    wait: float = 0.0
+    length: int = 0
+    answer: Answer | None = None
+
+    async def read_into(self, buffer: memoryview) -> int:
+        """See Incoming."""
+        if self.answer is None:
+            raise Unreachable("the tracker sends no piece now")
+        return await self.answer.read_into(buffer)
+
+
 class TrackerSource(PeerSource):
     """The tracker. After a failure it is left alone for ``rest`` seconds: pulls do not each wait for a dead one."""
 
@@ -38,6 +69,9 @@ class TrackerSource(PeerSource):
 
     def __init__(self, url: str, *, timeout: float = 3.0, rest: float = 3.0) -> None:
         super().__init__("tracker", url, connect_timeout=timeout, head_timeout=timeout)
+        # a transfer waits for its turn there, so its head may be long in coming
+        self._turns = Client(url, connect_timeout=timeout, head_timeout=TURN_TIMEOUT)
+        self._timeout = timeout
         self._rest = rest
         self._down_until = 0.0
 
@@ -47,13 +81,19 @@ class TrackerSource(PeerSource):
         return trio.current_time() < self._down_until
 
     async def _ask(self, target: str, limit: int = MAX_JSON) -> bytes:
-        if self.down:
-            raise Unreachable("the tracker did not answer a moment ago")
+        self._check_up()
         try:
             return await self.client.get(target, limit=limit)
         except Unreachable:
-            self._down_until = trio.current_time() + self._rest
+            self._down()
             raise
+
+    def _check_up(self) -> None:
+        if self.down:
+            raise Unreachable("the tracker did not answer a moment ago")
+
+    def _down(self) -> None:
+        self._down_until = trio.current_time() + self._rest
 
     async def swarm(self) -> Swarm:
         """Raises RemoteError."""
@@ -90,3 +130,62 @@ class TrackerSource(PeerSource):
             return msgspec.json.decode(data, type=_Claims).claims
         except JSON_ERRORS as err:
             raise BadContent("the tracker's claims cannot be read") from err
+
+    async def announce(self, announce: Announce) -> Announced:
+        """Tell what this node wants and holds; who else does. Raises RemoteError, NotFound (it takes no announces)."""
+        self._check_up()
+        headers = {"Content-Type": "application/json"}
+        try:
+            with trio.fail_after(self._timeout):
+                async with self.client.request("POST", "/p2p/v1/announce", headers, body=announce.encode()) as answer:
+                    data = await answer.read(MAX_ANNOUNCED)
+        except trio.TooSlowError as err:
+            self._down()
+            raise Unreachable("the tracker did not answer an announce in time") from err
+        except Unreachable:
+            self._down()
+            raise
+        if answer.status != 200:
+            raise refusal(answer)
+        return read_announced(data, len(announce.want))
+
+    @asynccontextmanager
+    async def next_piece(self, digest: Digest, wanted: bytes) -> AsyncIterator[Chosen]:
+        """Let the tracker choose and send one of the pieces of a blob that are ``wanted`` (one byte per piece, not 0).
+
+        Entering takes as long as the tracker's queue; it raises NotFound, RemoteBusy, Unreachable or BadContent.
+        Leaving early cancels the request.
+        """
+        self._check_up()
+        target = f"/p2p/v1/blobs/{digest}/next"
+        headers = {"Content-Type": "application/octet-stream"}
+        async with self._turns.request("POST", target, headers, body=pack(wanted)) as answer:
+            if answer.status == 204:
+                yield Chosen(None, wait=_wait(answer.headers.get("p2p-wait", "")))
+            elif answer.status == 206:
+                yield _chosen(answer, wanted)
+            else:
+                raise refusal(answer)
+
+    def close(self) -> None:
+        super().close()
+        self._turns.close()
+
+
+def _wait(text: str) -> float:
+    """Seconds of a header in milliseconds; a second if it says nothing sensible."""
+    return min(int(text) / 1000, _MAX_WAIT) if text.isascii() and text.isdigit() and len(text) < 12 else 1.0
+
+
+def _chosen(answer: Answer, wanted: bytes) -> Chosen:
+    match = _CONTENT_RANGE.fullmatch(answer.headers.get("content-range", ""))
+    if match is None:
+        raise BadContent("the tracker does not say which piece it sends")
+    start, last, size = int(match[1]), int(match[2]), int(match[3])
+    index, rest = divmod(start, PIECE_SIZE)
+    if rest or piece_count(size) != len(wanted) or index >= len(wanted) or not wanted[index]:
+        raise BadContent("the tracker sends a piece that was not asked for")
+    length = piece_length(size, index)
+    if last != start + length - 1 or answer.length != length:
+        raise BadContent("the tracker sends part of a piece")
+    return Chosen(index, length=length, answer=answer)
