@@ -16,13 +16,15 @@ from urllib.parse import urlsplit
 import trio
 
 from node.admin import admin_handler
-from node.finder import PeerFinder
-from node.settings import NodeSettings
+from node.settings import MIB, NodeSettings
 from p2pregistry import __version__, observe
 from p2pregistry.content.metainfo import BlobRef
+from p2pregistry.crowd.announcer import MOST_HELD, Me
+from p2pregistry.crowd.finder import CrowdFinder
 from p2pregistry.digest import Digest
 from p2pregistry.errors import LocalError, RemoteError, RequestError
 from p2pregistry.flight import Flights
+from p2pregistry.haves import Haves
 from p2pregistry.lifetime import orderly
 from p2pregistry.oci.manifest import parse_manifest
 from p2pregistry.pull.commands import Limits
@@ -66,6 +68,7 @@ class Node:
     index: Index
     router: DhtRouter
     flights: Flights
+    finder: CrowdFinder
     trust: Trust
     tracker: TrackerSource | None
     urls: dict[str, str]
@@ -104,8 +107,7 @@ async def _live(settings: NodeSettings, ready: Ready, stop: trio.Event) -> None:
             stack.callback(tracker.close)
         urls = _urls(settings, listeners)
         router = await _router(stack, settings, data, urls, _lines(index, _NEIGHBOURS))
-        node, handlers = await _assemble(stack, settings, store, index, tracker, router)
-        node.urls = urls
+        node, handlers = await _assemble(stack, settings, store, index, tracker, router, urls)
         async with trio.open_nursery() as nursery:
             met = trio.Event()
             nursery.start_soon(_visit_tracker, node, met)
@@ -226,53 +228,79 @@ async def _assemble(
     index: Index,
     tracker: TrackerSource | None,
     router: DhtRouter,
+    urls: dict[str, str],
 ) -> tuple[Node, dict[str, Handler]]:
+    limits, haves = settings.cache, Haves(index)
+    me = Me(router.peer_id, urls["peer_url"], settings.node.zone, settings.node.swarm)
+    draw = random.SystemRandom().randrange
+    finder = CrowdFinder(me, router, tracker, randrange=draw, limit=settings.fetch.sources)
+
     def drop(digest: Digest) -> None:
         router.drop([digest])
+        finder.drop(digest)
+        haves.drop(digest)
 
-    limits = settings.cache
     cache = Cache(store, index, limits.max_bytes, limits.min_free, on_drop=drop, clock=time.time)
     nursery = await stack.enter_async_context(trio.open_nursery())
     stack.callback(nursery.cancel_scope.cancel)
-    finder = PeerFinder(router, tracker, limit=settings.fetch.sources)
     await nursery.start(finder.serve)
-    flights = _flights(settings, store, cache, index, finder, router)
+    flights = _flights(settings, store, cache, index, finder, haves, router)
     await stack.enter_async_context(flights.running())
     trust = Trust(index, tracker, settings.tracker.root_key)
-    node = Node(settings, index, router, flights, trust, tracker, {}, router.peer_id)
+    node = Node(settings, index, router, flights, finder, trust, tracker, urls, router.peer_id)
     node.names = _known_names(settings, index)
-    pull = _pull_api(node, cache, finder)
-    peers = PeerApi(index, cache, Slots(settings.peer.max_uploads, 256), served=observe.count_served("peer"))
-    held = [*index.manifest_digests(), *(digest for digest, _size, _use in index.held())]
+    pull = _pull_api(node, cache)
+    slots = Slots(settings.peer.max_uploads, settings.peer.queue)
+    peers = PeerApi(
+        index, cache, slots, served=observe.count_served("peer"), haves=haves, watching=finder.watched
+    )
+    blobs = sorted(index.held(), key=lambda entry: entry[2])
+    held = [*index.manifest_digests(), *(digest for digest, _size, _use in blobs)]
     router.hold(held, within=30.0 if len(held) > 100 else 0.0)
+    finder.hold((digest, size) for digest, size, _use in blobs[-MOST_HELD:])
     return node, {"pull": pull, "peer": peers, "metrics": health(lambda: None), "admin": admin_handler(node)}
 
 
 def _flights(
-    settings: NodeSettings, store: FileStore, cache: Cache, index: Index, finder: PeerFinder, router: DhtRouter
+    settings: NodeSettings,
+    store: FileStore,
+    cache: Cache,
+    index: Index,
+    finder: CrowdFinder,
+    haves: Haves,
+    router: DhtRouter,
 ) -> Flights:
     fetch = settings.fetch
+
+    def finished(ref: BlobRef) -> None:
+        router.hold([ref.digest])
+        finder.hold([(ref.digest, ref.size)])
+
     return Flights(
         store,
         cache,
         index,
         finder,
         randrange=random.SystemRandom().randrange,
-        limits=Limits(in_flight=fetch.window, sources=fetch.sources, silence=fetch.stall),
-        lookup_wait=fetch.lookup_wait,
+        haves=haves,
+        limits=Limits(
+            in_flight=fetch.in_flight, sources=fetch.sources, silence=fetch.stall, window=max(1, fetch.window // MIB)
+        ),
+        active=fetch.flights,
+        rest=fetch.rest,
         linger=fetch.linger,
         fetched=_count_fetched,
-        finished=lambda digest: router.hold([digest]),
+        finished=finished,
         note=lambda err: _log.debug("a source failed", why=err.message),
     )
 
 
-def _pull_api(node: Node, cache: Cache, finder: PeerFinder) -> PullApi:
+def _pull_api(node: Node, cache: Cache) -> PullApi:
     def learnt(_repository: str, manifest: StoredManifest, _blobs: Sequence[BlobRef]) -> None:
         node.router.hold([manifest.digest])
 
     def interest(manifest: StoredManifest) -> None:
-        finder.ahead(_layers_to_find(manifest, node.index, node.flights))
+        node.finder.interest(*_layers(manifest, node.index))
 
     tags = node.settings.tags
     resolver = Resolver(
@@ -300,16 +328,16 @@ def _count_fetched(kind: str, count: int) -> None:
     observe.count_fetched(kind)(count)
 
 
-def _layers_to_find(manifest: StoredManifest, index: Index, flights: Flights) -> list[Digest]:
+def _layers(manifest: StoredManifest, index: Index) -> tuple[list[tuple[Digest, int]], list[tuple[Digest, int]]]:
+    """The blobs of an image that are missing here, and those that are not, each with its size in bytes."""
+    missing, here = [], []
     try:
         parsed = parse_manifest(manifest.body, manifest.media_type)
     except RequestError:
-        return []
-    return [
-        item.digest
-        for item in parsed.required_blobs()
-        if index.blob(item.digest) is None and not flights.active(item.digest)
-    ]
+        return [], []
+    for item in parsed.required_blobs():
+        (missing if index.blob(item.digest) is None else here).append((item.digest, item.size))
+    return missing, here
 
 
 def _known_names(settings: NodeSettings, index: Index) -> frozenset[str]:

@@ -1,38 +1,40 @@
 """The driver of ``pull/plan``: runs the one download of a digest, for any number of readers.
 
 A flight lives in the nursery of ``Flights``, not in that of a request: a client that leaves cancels nothing. The plan
-decides; this module opens sources, receives pieces into reused buffers, hashes and writes them in worker threads, and
-reports back. Everything that touches the plan happens in plain synchronous code between two checkpoints, so no lock is
-needed.
+decides; this module keeps its sources, hands its requests to ``transfers`` and reports back what comes of them.
+Everything that touches the plan happens in plain synchronous code between two checkpoints, so no lock is needed.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import AsyncIterator, Callable
+from collections import deque
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 
 import trio
 
 from p2pregistry.content.metainfo import BlobRef, Metainfo
-from p2pregistry.content.unixfs import PIECE_SIZE
 from p2pregistry.digest import Digest
-from p2pregistry.errors import BadContent, NotFound, RegistryError, RemoteBusy, RemoteError, Unreachable
-from p2pregistry.pull.commands import Cancel, Command, Drop, Finished, GiveUp, Limits, LookUp, Request
+from p2pregistry.errors import BadContent, RegistryError, RemoteError, Unreachable
+from p2pregistry.haves import Haves
+from p2pregistry.partial import SpoolPartial
+from p2pregistry.piece_table import TableSearch, learn
+from p2pregistry.pull.commands import Cancel, Command, Drop, Finished, GiveUp, Limits, LookUp, Next, Request
 from p2pregistry.pull.pieces import Randrange
 from p2pregistry.pull.plan import Plan
 from p2pregistry.reading import Reading
-from p2pregistry.sources.base import Incoming, Source
+from p2pregistry.sources.base import Source
 from p2pregistry.spool import Spool, again
 from p2pregistry.store.base import BlobStore
 from p2pregistry.store.recover import surviving_pieces
 from p2pregistry.surroundings import Buffers, Finder, Shelf, Tables
+from p2pregistry.transfers import Pace, Transfers
 
 #: Seconds between two looks at the clock.
 TICK = 0.2
-#: Seconds before peers are asked for a piece table that the tracker has not given yet.
-TABLE_HEDGE = 0.3
-TABLE_TIMEOUT = 10.0
+#: Paused flights whose partial files stay open for others to fetch from.
+MOST_PAUSED = 32
 #: Pieces given to the digest of the whole at once: trips to a worker thread are not free.
 HASH_PIECES = 8
 
@@ -47,16 +49,19 @@ class Flight:
         self._failure: RegistryError | None = None
         self.spool: Spool | None = None
         self._plan: Plan | None = None
+        self._transfers: Transfers | None = None
         self._sources: dict[str, Source] = {}
-        self._scopes: dict[int, trio.CancelScope] = {}
+        self._told: dict[str, tuple[bytes | None, bool]] = {}  # of sources that the plan does not know yet
+        self._crowd: tuple[int, int] | None = None
         self._over = trio.Event()
         self._readers = 0
         self._next_reader = 0
         self._unread_since = trio.current_time()
         self._scope = trio.CancelScope()
-        self._new_source = trio.Event()
-        self._first_look = trio.Event()
+        self._looked = False
         self._looking = False
+        self._search: TableSearch | None = None
+        self.paused = False
         self.done = False
 
     # -- readers ------------------------------------------------------------------------------------------------
@@ -80,11 +85,13 @@ class Flight:
     def enter(self) -> int:
         self._readers += 1
         self._next_reader += 1
+        if self.paused:
+            self._resume()
         return self._next_reader
 
-    def move(self, reader: int, index: int) -> None:
+    def move(self, reader: int, index: int, end: int) -> None:
         if self._plan is not None:
-            self._obey(self._plan.reader(reader, index, trio.current_time()))
+            self._obey(self._plan.reader(reader, index, trio.current_time(), end))
 
     def leave(self, reader: int) -> None:
         self._readers -= 1
@@ -97,6 +104,26 @@ class Flight:
         if self.done and self._readers == 0 and self.spool is not None:
             self.spool.close()
 
+    # -- pausing: what is here stays shared, nothing more is asked for ------------------------------------------
+
+    def _pause(self) -> None:
+        assert self._plan is not None
+        self.paused = True
+        self._plan.rest = False
+        self._service.paused(self)
+
+    def _resume(self) -> None:
+        self.paused = False
+        self._unread_since = trio.current_time()
+        self._service.resumed()
+        if self._plan is not None:
+            self._plan.rest = self._service.rest
+            self._obey(self._plan.tick(trio.current_time()))
+
+    def end(self) -> None:
+        """Give up a paused flight; its partial file stays for a later one."""
+        self._scope.cancel()
+
     # -- the flight ---------------------------------------------------------------------------------------------
 
     async def run(self) -> None:
@@ -104,7 +131,8 @@ class Flight:
         try:
             with self._scope, self._service.shelf.pin(self.ref.digest):
                 async with self._service.shelf.room(self.ref.digest, self.ref.size):
-                    await self._fly()
+                    with self._service.finder.follow(self.ref, self):
+                        await self._fly()
             if self._scope.cancelled_caught:
                 self._fail(Unreachable("the download was paused because nobody read it"))
         except RegistryError as err:
@@ -124,6 +152,7 @@ class Flight:
     def _fail(self, failure: RegistryError) -> None:
         self._failure = failure
         self._ready.set()
+        self._service.haves.drop(self.ref.digest)
         if self.spool is not None:
             self.spool.fail(failure)
 
@@ -139,7 +168,10 @@ class Flight:
             if self.ref.size == 0:
                 have = {0}
             spool = self.spool = Spool(info, staged, have)
-            self._begin_plan(info, have)
+            if info.count > 1:
+                partial = await SpoolPartial.share(spool)
+                self._service.haves.begin(self.ref.digest, info.count, have, partial)
+            self._begin_plan(spool, have)
             self._ready.set()
             nursery.start_soon(self._clock)
             if info.count > 1:
@@ -149,26 +181,45 @@ class Flight:
             await self._finish(spool)
             nursery.cancel_scope.cancel()
 
-    def _begin_plan(self, info: Metainfo, have: set[int]) -> None:
-        now = trio.current_time()
-        service = self._service
+    async def _learn(self) -> Metainfo:
+        search = self._search = TableSearch(
+            self.ref,
+            self._service.finder,
+            self._sources,
+            searched=lambda: self._looked and not self._looking,
+            note=self._service.note,
+            bad=self.gone,
+        )
+        return await learn(self._service.tables, search, self.ref)
+
+    def _begin_plan(self, spool: Spool, have: set[int]) -> None:
+        now, service = trio.current_time(), self._service
         plan = self._plan = Plan(
-            info.count,
+            spool.info.count,
             now=now,
             randrange=service.randrange,
             limits=service.limits,
             have=frozenset(have),
-            looked=self._first_look.is_set() and not self._looking,
+            looked=self._looked and not self._looking,
+            rest=service.rest,
         )
+        self._transfers = Transfers(self._nursery, service, plan, spool, self._obey, self._arrived)
         self.share(service.share)
-        for source in list(self._sources.values()):
-            self._obey(plan.joined(source.name, source.kind, now))
+        if self._crowd is not None:
+            self._obey(plan.crowd(*self._crowd, now))
+        for name, (pieces, near) in self._told.items():
+            source = self._sources[name]
+            self._obey(plan.joined(name, source.kind, now, have=_fitting(pieces, spool.info.count), near=near))
         self._obey(plan.begin(now))
 
     def share(self, budget: int) -> None:
         """The flight's part of the bytes that the node may have in flight."""
         if self._plan is not None:
             self._plan.budget = budget
+
+    def _arrived(self, index: int) -> None:
+        if self.spool is not None and self.spool.info.count > 1:
+            self._service.haves.add(self.ref.digest, index)
 
     async def _finish(self, spool: Spool) -> None:
         with trio.CancelScope(shield=True):  # between its two names a reader would find neither
@@ -180,7 +231,8 @@ class Flight:
             finally:
                 spool.release(blob)
             await self._service.shelf.added(self.ref.digest, self.ref.size)
-        self._service.finished(self.ref.digest)
+            self._service.haves.full(self.ref.digest, spool.info.count)
+        self._service.finished(self.ref)
 
     async def _until_over(self) -> None:
         await self._over.wait()
@@ -201,42 +253,6 @@ class Flight:
             await staged.discard()
             raise BadContent("the pieces verify but the whole does not: the piece table is wrong")
 
-    async def _join_tracker(self) -> None:
-        # A look-up is usually answered within milliseconds; where holders turn up the tracker need not send a byte.
-        with trio.move_on_after(self._service.lookup_wait):
-            await self._first_look.wait()
-        tracker = self._service.finder.tracker
-        if tracker is not None:
-            self._join(tracker)
-
-    async def _look_up(self) -> None:
-        self._looking = True
-        try:
-            await self._service.finder.find(self.ref.digest, self._join)
-        except RemoteError as err:
-            # nothing was found this way; the plan decides whether to look again
-            self._service.note(err)
-        finally:
-            self._looking = False
-            self._first_look.set()
-        tracker = self._service.finder.tracker
-        if tracker is not None:
-            self._join(tracker)
-        self._wake()
-        if self._plan is not None:
-            self._obey(self._plan.looked_up(trio.current_time()))
-
-    def _join(self, source: Source) -> None:
-        if source.name not in self._sources:
-            self._sources[source.name] = source
-            self._wake()
-        if self._plan is not None:
-            self._obey(self._plan.joined(source.name, source.kind, trio.current_time()))
-
-    def _wake(self) -> None:
-        self._new_source.set()
-        self._new_source = trio.Event()
-
     async def _clock(self) -> None:
         assert self._plan is not None
         while True:
@@ -245,70 +261,95 @@ class Flight:
             await trio.sleep(TICK if wake is None else min(TICK, wake - now))
             now = trio.current_time()
             self._obey(self._plan.tick(now))
-            if self._readers == 0 and now - self._unread_since > self._service.linger:
-                self._scope.cancel()
+            if self._readers == 0 and not self.paused and now - self._unread_since > self._service.linger:
+                self._pause()
 
-    # -- the piece table ----------------------------------------------------------------------------------------
+    # -- sources ------------------------------------------------------------------------------------------------
 
-    async def _learn(self) -> Metainfo:
-        info = Metainfo.of_small(self.ref) or self._service.tables.metainfo(self.ref.digest)
-        if info is not None and info.root == self.ref.root:
-            return info
-        found: list[Metainfo] = []
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(self._ask_all_for_table, found, nursery.cancel_scope)
-        if not found:
-            raise Unreachable("no source gave the blob's piece table")
-        await self._service.tables.put_metainfo(found[0])
-        return found[0]
+    async def _join_tracker(self) -> None:
+        # The tracker's answer is some milliseconds away; it says whether the tracker's bytes are wanted at all.
+        finder = self._service.finder
+        with trio.move_on_after(self._service.announce_wait):
+            await finder.announced(self.ref.digest)
+        self._have_tracker()
 
-    async def _ask_all_for_table(self, found: list[Metainfo], scope: trio.CancelScope) -> None:
+    def _have_tracker(self) -> None:
         tracker = self._service.finder.tracker
-        tried: set[str] = set()
-        async with trio.open_nursery() as nursery:
-            if tracker is not None:
-                tried.add(tracker.name)
-                done = trio.Event()
-                nursery.start_soon(self._ask_for_table, tracker, found, scope, done)
-                with trio.move_on_after(TABLE_HEDGE):
-                    await done.wait()
-            while True:
-                for source in list(self._sources.values()):
-                    if source.name not in tried and len(tried) < 10:
-                        tried.add(source.name)
-                        nursery.start_soon(self._ask_for_table, source, found, scope, trio.Event())
-                if self._first_look.is_set() and not self._looking:
-                    return
-                await self._new_source.wait()
+        if tracker is not None:
+            self.have(tracker, None, near=True)
 
-    async def _ask_for_table(
-        self, source: Source, found: list[Metainfo], scope: trio.CancelScope, done: trio.Event
-    ) -> None:
+    async def _look_up(self) -> None:
+        self._looking = True
         try:
-            with trio.move_on_after(TABLE_TIMEOUT):
-                blocks = await source.table(self.ref)
-                found.append(Metainfo.of_table(self.ref, blocks))
-                scope.cancel()
-        except BadContent as err:
-            self._service.finder.ban(source.name, err.message)
-            self._sources.pop(source.name, None)
-        except (RemoteError, NotFound) as err:
-            self._service.note(err)  # others may have it
+            await self._service.finder.look_up(self.ref.digest)
+        except RemoteError as err:
+            # nothing was found this way; the plan decides whether to look again
+            self._service.note(err)
         finally:
-            done.set()
+            self._looking, self._looked = False, True
+        self._have_tracker()
+        if self._search is not None:
+            self._search.news()
+        if self._plan is not None:
+            self._obey(self._plan.looked_up(trio.current_time()))
+
+    def have(self, source: Source, pieces: bytes | None, near: bool) -> None:
+        """See Follower."""
+        known = self._sources.get(source.name)
+        self._sources[source.name] = source
+        if self._plan is None or self.spool is None:
+            self._told[source.name] = (pieces, near)
+            if self._search is not None:
+                self._search.news()
+            return
+        plan, now = self._plan, trio.current_time()
+        if known is None:
+            have = _fitting(pieces, self.spool.info.count)
+            self._obey(plan.joined(source.name, source.kind, now, have=have, near=near))
+        elif pieces is None:
+            self._obey(plan.complete(source.name, now))
+        else:
+            self.more(source.name, [index for index, bit in enumerate(pieces) if bit])
+
+    def more(self, source: str, pieces: Sequence[int]) -> None:
+        """See Follower."""
+        if self._plan is not None and self.spool is not None:
+            good = [index for index in pieces if index < self.spool.info.count]
+            self._obey(self._plan.has(source, good, trio.current_time()))
+        elif source in self._told:
+            before, near = self._told[source]
+            if before is not None and pieces:
+                grown = bytearray(before.ljust(max(pieces) + 1, b"\0"))
+                for index in pieces:
+                    grown[index] = 1
+                self._told[source] = (bytes(grown), near)
+
+    def gone(self, source: str) -> None:
+        """See Follower."""
+        self._sources.pop(source, None)
+        self._told.pop(source, None)
+        if self._plan is not None:
+            self._obey(self._plan.left(source, trio.current_time()))
+
+    def crowd(self, wanting: int, holding: int) -> None:
+        """See Follower."""
+        self._crowd = (wanting, holding)
+        if self._plan is not None:
+            self._obey(self._plan.crowd(wanting, holding, trio.current_time()))
 
     # -- obeying the plan ---------------------------------------------------------------------------------------
 
     def _obey(self, commands: list[Command]) -> None:
+        transfers = self._transfers
         for command in commands:
+            assert transfers is not None
             match command:
                 case Request():
-                    scope = self._scopes[command.id] = trio.CancelScope()
-                    self._nursery.start_soon(self._fetch, command, scope)
+                    transfers.begin(command, self._sources.get(command.source))
+                case Next():
+                    transfers.begin_next(command, self._service.finder.tracker)
                 case Cancel():
-                    scope_ = self._scopes.pop(command.id, None)
-                    if scope_ is not None:
-                        scope_.cancel()
+                    transfers.cancel(command)
                 case Drop():
                     self._sources.pop(command.source, None)
                     if command.ban:
@@ -324,63 +365,10 @@ class Flight:
                     if self.spool is not None:
                         self.spool.fail(self._failure)
 
-    async def _fetch(self, request: Request, scope: trio.CancelScope) -> None:
-        plan, source = self._plan, self._sources.get(request.source)
-        assert plan is not None
-        if source is None:
-            self._obey(plan.failed(request.id, "it is gone", trio.current_time()))
-            return
-        assert self.spool is not None
-        info = self.spool.info
-        offset = request.first * PIECE_SIZE
-        length = min(info.size, (request.first + request.count) * PIECE_SIZE) - offset
-        try:
-            with scope:
-                async with source.fetch(self.ref.digest, offset, length) as incoming:
-                    for index in range(request.first, request.first + request.count):
-                        await self._receive(incoming, request, index, source)
-        except NotFound:
-            self._obey(plan.missing(request.source, trio.current_time()))
-        except RemoteBusy as busy:
-            self._obey(plan.failed(request.id, "it is busy", trio.current_time(), retry_after=busy.retry_after))
-        except RemoteError as err:
-            self._obey(plan.failed(request.id, err.message, trio.current_time()))
-        finally:
-            self._scopes.pop(request.id, None)
 
-    async def _receive(self, incoming: Incoming, request: Request, index: int, source: Source) -> None:
-        assert self._plan is not None
-        assert self.spool is not None
-        buffer = self._service.buffers.take()
-        handed_over = False
-        try:
-            view = memoryview(buffer)[: self.spool.info.length(index)]
-            at = 0
-            while at < len(view):
-                count = await incoming.read_into(view[at:])
-                at += count
-                self._service.fetched(source.kind, count)
-                self._plan.heard(request.id, trio.current_time())
-            handed_over = True
-            self._nursery.start_soon(self._verify, request, index, buffer, len(view))
-        finally:
-            if not handed_over:
-                self._service.buffers.give(buffer)
-
-    async def _verify(self, request: Request, index: int, buffer: bytearray, length: int) -> None:
-        """Hash and write in a worker thread while the next piece arrives."""
-        plan, spool = self._plan, self.spool
-        assert plan is not None
-        assert spool is not None
-        try:
-            good = await spool.write(index, memoryview(buffer)[:length])
-        finally:
-            self._service.buffers.give(buffer)
-        now = trio.current_time()
-        if good:
-            self._obey(plan.arrived(request.id, index, length, now))
-        else:
-            self._obey(plan.bad(request.id, index, now))
+def _fitting(pieces: bytes | None, count: int) -> bytes | None:
+    """A have-map of exactly ``count`` pieces, whatever a peer sent."""
+    return None if pieces is None else pieces[:count].ljust(count, b"\0")
 
 
 def _first(group: BaseExceptionGroup[RegistryError]) -> RegistryError:
@@ -389,7 +377,12 @@ def _first(group: BaseExceptionGroup[RegistryError]) -> RegistryError:
 
 
 class Flights:
-    """All flights of a node."""
+    """All flights of a node.
+
+    ``active`` of them fetch at a time, the others wait their turn; ``rest``: what a reader of a part did not ask for
+    follows too; ``linger``: seconds a flight goes on without readers before it pauses; ``announce_wait``: seconds a
+    flight waits at most for the tracker to say who else has the blob, before it asks the tracker for bytes.
+    """
 
     def __init__(
         self,
@@ -399,21 +392,27 @@ class Flights:
         finder: Finder,
         *,
         randrange: Randrange,
+        haves: Haves,
         limits: Limits | None = None,
-        lookup_wait: float = 0.1,
+        active: int = 16,
+        rest: bool = True,
+        announce_wait: float = 0.02,
         linger: float = 60.0,
+        pace: Pace | None = None,
         fetched: Callable[[str, int], None] = lambda _kind, _count: None,
-        finished: Callable[[Digest], None] = lambda _digest: None,
+        finished: Callable[[BlobRef], None] = lambda _ref: None,
         note: Callable[[RegistryError], None] = lambda _err: None,
     ) -> None:
-        self.store, self.shelf, self.tables, self.finder = store, shelf, tables, finder
-        self.randrange, self.lookup_wait = randrange, lookup_wait
-        self.linger = linger  # seconds a flight goes on without readers before it pauses; its partial file stays
+        self.store, self.shelf, self.tables, self.finder, self.haves = store, shelf, tables, finder, haves
+        self.randrange, self.announce_wait = randrange, announce_wait
+        self.linger, self.rest, self.pace = linger, rest, pace
         self.limits = limits or Limits()
         self.fetched, self.finished, self.note = fetched, finished, note
         self.buffers = Buffers()
         self._flights: dict[Digest, Flight] = {}
         self._nursery: trio.Nursery | None = None
+        self._free = active
+        self._waiting: deque[trio.Event] = deque()
 
     @asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
@@ -433,7 +432,6 @@ class Flights:
             if self._nursery is None:
                 raise Unreachable("the node is shutting down")
             flight = self._flights[ref.digest] = Flight(self, ref)
-            self._divide()
             self._nursery.start_soon(self._run, flight)
         return flight
 
@@ -442,20 +440,54 @@ class Flights:
         return digest in self._flights
 
     def __len__(self) -> int:
-        return len(self._flights)
+        return sum(not flight.paused for flight in self._flights.values())
 
     async def _run(self, flight: Flight) -> None:
+        await self._turn()
+        self._divide()
         try:
             await flight.run()
         finally:
+            if not flight.paused:
+                self._give_turn()
             if self._flights.get(flight.ref.digest) is flight:
                 del self._flights[flight.ref.digest]
             self._divide()
 
+    async def _turn(self) -> None:
+        """Wait in line until one more flight may fetch."""
+        if self._free > 0:
+            self._free -= 1
+            return
+        turn = trio.Event()
+        self._waiting.append(turn)
+        await turn.wait()  # cancelled only with all flights
+
+    def _give_turn(self) -> None:
+        self._free += 1
+        while self._waiting and self._free > 0:
+            self._free -= 1
+            self._waiting.popleft().set()
+
+    def paused(self, flight: Flight) -> None:
+        """A flight fetches no more for now; beyond MOST_PAUSED of them the one paused longest ends."""
+        self._give_turn()
+        # the order of the dict is that of pausing
+        self._flights[flight.ref.digest] = self._flights.pop(flight.ref.digest)
+        paused = [other for other in self._flights.values() if other.paused]
+        for other in paused[: max(0, len(paused) - MOST_PAUSED)]:
+            other.end()
+        self._divide()
+
+    def resumed(self) -> None:
+        """A paused flight has a reader again: it goes on at once, turn or no turn."""
+        self._free -= 1
+        self._divide()
+
     @property
     def share(self) -> int:
         """Bytes that one flight may have in flight, bytes."""
-        return max(self.limits.piece, self.limits.in_flight // max(1, len(self._flights)))
+        return max(self.limits.piece, self.limits.in_flight // max(1, len(self)))
 
     def _divide(self) -> None:
         for flight in self._flights.values():

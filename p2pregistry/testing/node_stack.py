@@ -4,22 +4,25 @@ from __future__ import annotations
 
 import random
 import time
-from collections.abc import AsyncIterator, Callable, Iterable
+from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import trio
 
-from node.finder import PeerFinder
+from p2pregistry.crowd.announcer import Me
+from p2pregistry.crowd.finder import CrowdFinder
+from p2pregistry.content.metainfo import BlobRef
 from p2pregistry.digest import Digest
-from p2pregistry.errors import RegistryError
+from p2pregistry.errors import LocalError, RegistryError
 from p2pregistry.flight import Flights
+from p2pregistry.haves import Haves
 from p2pregistry.pull.commands import Limits
 from p2pregistry.resolve import Resolver, Trust
-from p2pregistry.routing.base import Peer, Router
+from p2pregistry.routing.base import Peer
 from p2pregistry.routing.memory import MemoryNetwork
-from p2pregistry.serve.http import Request, Response
+from p2pregistry.serve.http import Handler, Request, Response
 from p2pregistry.serve.peer_api import PeerApi, Slots
 from p2pregistry.serve.pull_api import PullApi
 from p2pregistry.sources.tracker import TrackerSource
@@ -55,10 +58,14 @@ class Origin:
     requests: list[tuple[str, str | None]] = field(default_factory=list)
     #: called before each answer; it may raise, or wait
     gate: Callable[[Request], object] | None = None
+    #: it answers nothing but errors
+    dead: bool = False
 
     async def handle(self, request: Request) -> Response:
         """The peer API behind the gate."""
         self.requests.append((request.target, request.header("range")))
+        if self.dead:
+            raise LocalError("out of order")
         if self.gate is not None:
             waiting = self.gate(request)
             if isinstance(waiting, trio.Event):
@@ -106,6 +113,7 @@ class NodeStack:
     fetched: dict[str, int]
     notes: list[RegistryError]
     dropped: list[Digest]
+    served: int = 0  # bytes to peers
 
     async def landed(self) -> None:
         """Wait until no flight is under way."""
@@ -125,6 +133,8 @@ async def node_stack(
     max_age: float = 3600.0,
     max_stale: float | None = None,
     root_key: str | None = None,
+    zone: str = "",
+    rest: bool = True,
     limits: Limits = QUICK,
     clock: Callable[[], float] = time.time,
 ) -> AsyncIterator[NodeStack]:
@@ -142,15 +152,31 @@ async def node_stack(
         fetched: dict[str, int] = {}
         dropped: list[Digest] = []
         notes: list[RegistryError] = []
-        late = _LateRouter(members, name)
-        finder = PeerFinder(late, source, limit=8)
+        # who it is depends on its address, which is known once it listens
+        later: list[Handler] = []
+
+        async def peer_handler(request: Request) -> Response:
+            return await later[0](request)
+
+        peer_url = await stack.enter_async_context(running(peer_handler, grace=0.0))
+        me = Me(peer_id(name), peer_url, zone)
+        router = members.router(Peer(me.peer_id, peer_url))
+        draw = random.Random(1).randrange  # noqa: S311 - the same in every run
+        finder = CrowdFinder(me, router, source, randrange=draw, limit=8)
+        haves = Haves(index)
 
         def drop(digest: Digest) -> None:
             dropped.append(digest)
-            late.drop([digest])
+            router.drop([digest])
+            finder.drop(digest)
+            haves.drop(digest)
 
         def count(kind: str, number: int) -> None:
             fetched[kind] = fetched.get(kind, 0) + number
+
+        def finished(ref: BlobRef) -> None:
+            router.hold([ref.digest])
+            finder.hold([(ref.digest, ref.size)])
 
         cache = Cache(store, index, max_bytes, None, drop, clock)
         flights = Flights(
@@ -158,46 +184,36 @@ async def node_stack(
             cache,
             index,
             finder,
-            randrange=random.Random(1).randrange,  # noqa: S311 - the same in every run
+            randrange=draw,
+            haves=haves,
             limits=limits,
+            rest=rest,
             fetched=count,
-            finished=lambda digest: late.hold([digest]),
+            finished=finished,
             note=notes.append,
         )
-        resolver = Resolver(index, trust, source, late, clock=clock, max_age=max_age, max_stale=max_stale)
+        resolver = Resolver(index, trust, source, router, clock=clock, max_age=max_age, max_stale=max_stale)
         pull = PullApi(
             resolver, cache, flights, names=lambda: frozenset({NAME}), served=lambda _count: None, clock=clock
         )
-        peer = PeerApi(index, cache, Slots(8, 256), served=lambda _count: None)
+
+        def served(count: int) -> None:
+            node.served += count
+
+        peer = PeerApi(index, cache, Slots(8, 256), served=served, haves=haves, watching=finder.watched)
+        later.append(peer)
         await nursery.start(finder.serve)
-        async with running(pull, grace=0.0) as url, running(peer, grace=0.0) as peer_url, flights.running():
-            late.join(peer_url)
-            late.hold([*index.manifest_digests(), *(digest for digest, _size, _use in index.held())])
-            yield NodeStack(
+        async with running(pull, grace=0.0) as url, flights.running():
+            router.hold([*index.manifest_digests(), *(digest for digest, _size, _use in index.held())])
+            node = NodeStack(
                 url, peer_url, pull, peer, store, index, cache, flights, trust, source, fetched, notes, dropped
             )
+            yield node
+        members.leave(me.peer_id)
         nursery.cancel_scope.cancel()
 
 
-class _LateRouter:
-    """A router that can be handed out before the node knows its own address."""
-
-    def __init__(self, network: MemoryNetwork, name: str) -> None:
-        self._network, self._name = network, name
-        self._router: Router = network.router(Peer(name, "http://127.0.0.1:9"))
-        network.leave(name)
-
-    def join(self, url: str) -> None:
-        self._router = self._network.router(Peer(self._name, url))
-
-    def hold(self, digests: Iterable[Digest]) -> None:
-        self._router.hold(digests)
-
-    def drop(self, digests: Iterable[Digest]) -> None:
-        self._router.drop(digests)
-
-    async def find(self, digest: Digest, found: Callable[[Peer], None], *, limit: int = 10) -> None:
-        await self._router.find(digest, found, limit=limit)
-
-    def peers(self) -> list[Peer]:
-        return self._router.peers()
+def peer_id(name: str) -> str:
+    """A well-formed peer id for a node of this name."""
+    letters = "".join(char for char in name if char.isascii() and char.isalnum() and char not in "0OIl")
+    return "12D3KooW" + letters.rjust(40, "x")[-40:]

@@ -30,18 +30,33 @@ class World:
     """What a flight meets: peers, perhaps a tracker, a store, a place for tables."""
 
     peers: list[MemorySource] = field(default_factory=list)
-    tracker: Source | None = None
+    tracker: MemoryTracker | None = None
+    others: tuple[int, int] | None = None
+    followers: list[Follower] = field(default_factory=list)
+    haves: Haves = field(default_factory=Haves)
     store: MemoryStore = field(default_factory=MemoryStore)
     tables: dict[Digest, Metainfo] = field(default_factory=dict)
     banned: list[str] = field(default_factory=list)
     added: list[Digest] = field(default_factory=list)
     fetched: dict[str, int] = field(default_factory=dict)
 
-    async def find(self, digest: Digest, found: Callable[[Source], None]) -> None:
+    @contextmanager
+    def follow(self, ref: BlobRef, follower: Follower) -> Iterator[None]:
+        self.followers.append(follower)
+        if self.others is not None:
+            follower.crowd(*self.others)
+        yield
+        self.followers.remove(follower)
+
+    async def announced(self, digest: Digest) -> None:
+        await trio.lowlevel.checkpoint()
+
+    async def look_up(self, digest: Digest) -> None:
         await trio.lowlevel.checkpoint()
         for peer in self.peers:
             if peer.name not in self.banned:
-                found(peer)
+                for follower in self.followers:
+                    follower.have(peer, None, near=True)
 
     def ban(self, source: str, why: str) -> None:
         self.banned.append(source)
@@ -69,7 +84,14 @@ class World:
     async def flights(self) -> AsyncIterator[Flights]:
         shelf = _Shelf(self)
         service = Flights(
-            self.store, shelf, self, self, randrange=random.Random(3).randrange, limits=QUICK, fetched=self.count
+            self.store,
+            shelf,
+            self,
+            self,
+            randrange=random.Random(3).randrange,
+            haves=self.haves,
+            limits=QUICK,
+            fetched=self.count,
         )
         async with service.running():
             yield service

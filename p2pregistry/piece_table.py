@@ -1,0 +1,92 @@
+"""Where a flight gets the piece table of its blob: kept from before, from the tracker, or from whoever has the blob."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+import trio
+
+from p2pregistry.content.metainfo import BlobRef, Metainfo
+from p2pregistry.errors import BadContent, NotFound, RegistryError, RemoteError, Unreachable
+from p2pregistry.sources.base import Source
+from p2pregistry.surroundings import Finder, Tables
+
+#: Seconds before peers are asked for a table that the tracker has not given yet.
+HEDGE = 0.3
+TIMEOUT = 10.0
+#: Sources asked for one table.
+MOST_ASKED = 10
+
+
+class TableSearch:
+    """One search. ``news`` is called whenever ``sources`` has grown or ``searched`` may have become true."""
+
+    def __init__(
+        self,
+        ref: BlobRef,
+        finder: Finder,
+        sources: Mapping[str, Source],
+        *,
+        searched: Callable[[], bool],
+        note: Callable[[RegistryError], None],
+        bad: Callable[[str], None],
+    ) -> None:
+        self._ref, self._finder, self._sources = ref, finder, sources
+        self._searched, self._note, self._bad = searched, note, bad
+        self._news = trio.Event()
+        self._found: list[Metainfo] = []
+
+    def news(self) -> None:
+        self._news.set()
+        self._news = trio.Event()
+
+    async def run(self) -> Metainfo:
+        """The table, verified against the blob's root. Raises Unreachable if nobody gives it."""
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._ask_all, nursery.cancel_scope)
+        if not self._found:
+            raise Unreachable("no source gave the blob's piece table")
+        return self._found[0]
+
+    async def _ask_all(self, scope: trio.CancelScope) -> None:
+        tracker = self._finder.tracker
+        tried: set[str] = set()
+        async with trio.open_nursery() as nursery:
+            if tracker is not None:
+                tried.add(tracker.name)
+                done = trio.Event()
+                nursery.start_soon(self._ask, tracker, scope, done)
+                with trio.move_on_after(HEDGE):
+                    await done.wait()
+            while True:
+                for source in list(self._sources.values()):
+                    if source.name not in tried and len(tried) < MOST_ASKED:
+                        tried.add(source.name)
+                        nursery.start_soon(self._ask, source, scope, trio.Event())
+                if self._searched():
+                    return
+                await self._news.wait()
+
+    async def _ask(self, source: Source, scope: trio.CancelScope, done: trio.Event) -> None:
+        try:
+            with trio.move_on_after(TIMEOUT):
+                blocks = await source.table(self._ref)
+                self._found.append(Metainfo.of_table(self._ref, blocks))
+                scope.cancel()
+        except BadContent as err:
+            self._finder.ban(source.name, err.message)
+            self._bad(source.name)
+        except (RemoteError, NotFound) as err:
+            self._note(err)  # others may have it
+        finally:
+            done.set()
+
+
+async def learn(tables: Tables, search: TableSearch, ref: BlobRef) -> Metainfo:
+    """The blob's table: of one piece it needs none; else kept, or searched for and then kept."""
+    info = Metainfo.of_small(ref) or tables.metainfo(ref.digest)
+    if info is not None and info.root == ref.root:
+        return info
+    found = await search.run()
+    await tables.put_metainfo(found)
+    return found
