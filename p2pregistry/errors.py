@@ -6,6 +6,7 @@
     |-- RemoteError             another machine's: try elsewhere; a client is told 503
     |   |-- Unreachable         no answer: refused, reset, silent, cut short
     |   |-- RemoteBusy          it answered 429: come back later
+    |   |-- NotYet              it answered 416: it fetches the blob itself and has not got these pieces
     |   `-- BadContent          it answered with bytes or claims that do not verify
     |-- LocalError              this machine's: disk, port, database; a client is told 503
     |   `-- StorageFull         no room; a client is told 429
@@ -97,6 +98,10 @@ class RemoteBusy(RemoteError):
     def __init__(self, message: str, retry_after: float = 1.0) -> None:
         super().__init__(message)
         self.retry_after = retry_after
+
+
+class NotYet(RemoteError):
+    """It has part of the blob, but not the part that was asked for: its news say what it has."""
 
 
 class BadContent(RemoteError):

@@ -55,6 +55,16 @@ class Request:
 
 
 @dataclass(frozen=True, slots=True)
+class Next:
+    """Ask the tracker ``source`` which piece to send. ``wanted`` has one byte for each piece: 1 = missing and in flight
+    nowhere. Answer with ``chosen``, ``nothing`` or ``failed``."""
+
+    id: int
+    source: str
+    wanted: bytes
+
+
+@dataclass(frozen=True, slots=True)
 class Cancel:
     """End this request: what is left of it is not wanted from there any more."""
 
@@ -87,4 +97,4 @@ class GiveUp:
     why: str
 
 
-Command = Request | Cancel | Drop | LookUp | Finished | GiveUp
+Command = Request | Next | Cancel | Drop | LookUp | Finished | GiveUp

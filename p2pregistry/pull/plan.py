@@ -16,9 +16,10 @@ where there are none it is an ordinary source.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 
-from p2pregistry.pull.commands import Cancel, Command, Drop, Finished, GiveUp, Limits, LookUp, Request
+from p2pregistry.pull.commands import Cancel, Command, Drop, Finished, GiveUp, Limits, LookUp, Next, Request
 from p2pregistry.pull.pieces import Pieces, Randrange
 
 #: The most requests for one piece at a time.
@@ -69,14 +70,19 @@ class Plan:
         limits: Limits | None = None,
         have: frozenset[int] = frozenset(),
         looked: bool = False,
+        rest: bool = True,
     ) -> None:
-        """``have``: pieces that are here already. ``looked``: a look-up has been made; what it found joins next."""
+        """``have``: pieces that are here already. ``looked``: a look-up has been made; what it found joins next.
+        ``rest``: whether pieces that no reader wants are fetched too."""
         self.limits = limits or Limits()
         #: bytes this flight may have in flight: its share of the node's; may change at any time
         self.budget = self.limits.in_flight
         self.pieces = Pieces(count, have, randrange)
         self._sources: dict[str, _Source] = {}
-        self._readers: dict[int, int] = {}
+        self._rest = rest
+        self._readers: dict[int, tuple[int, int]] = {}
+        self._wanting = self._holding = 0  # other nodes, as far as anybody told
+        self._nexts: dict[int, str] = {}  # requests whose piece the tracker has still to choose
         self._next_id = 0
         self._looking = False
         self._looked = looked
@@ -112,13 +118,31 @@ class Plan:
         self._remove(source)
         return self._go(now)
 
-    def has(self, source: str, index: int, now: float) -> list[Command]:
-        """A source that lacked this piece has it now."""
+    def has(self, source: str, indexes: Iterable[int], now: float) -> list[Command]:
+        """A source that lacked these pieces has them now."""
         entry = self._sources.get(source)
-        if entry is None or entry.have is None or entry.have[index]:
+        if entry is None or entry.have is None:
             return []
-        entry.have[index] = 1
-        self.pieces.seen(index, 1)
+        for index in indexes:
+            if not entry.have[index]:
+                entry.have[index] = 1
+                self.pieces.seen(index, 1)
+        return self._go(now)
+
+    def complete(self, source: str, now: float) -> list[Command]:
+        """A source that lacked pieces has everything now."""
+        entry = self._sources.get(source)
+        if entry is None or entry.have is None:
+            return []
+        for index, bit in enumerate(entry.have):
+            if bit:
+                self.pieces.seen(index, -1)
+        entry.have = None
+        return self._go(now)
+
+    def crowd(self, wanting: int, holding: int, now: float) -> list[Command]:
+        """How many other nodes want this blob, and how many hold all of it."""
+        self._wanting, self._holding = wanting, holding
         return self._go(now)
 
     def heard(self, request: int, now: float) -> None:
@@ -146,13 +170,36 @@ class Plan:
         """A request broke off. ``retry_after``: the source is only busy, for so many seconds."""
         found = self._find(request)
         if found is None:
-            return self._go(now)
-        source, _ = found
+            chooser = self._sources.get(self._nexts.pop(request, ""))
+            if chooser is None:
+                return self._go(now)
+            source = chooser
+        else:
+            source = found[0]
         self._close(request)
         if retry_after is not None:
             source.resume = max(source.resume, now + retry_after)
             return self._go(now)
         return self._strike(source, why, now) + self._go(now)
+
+    def chosen(self, request: int, index: int, now: float) -> list[Command]:
+        """The tracker sends this piece for a ``Next``: from now on that is a request in flight like any other."""
+        source = self._sources.get(self._nexts.pop(request, ""))
+        if source is None or self._over or self.pieces.here(index) or self.pieces.asked(index) >= MOST_ASKED:
+            return [Cancel(request), *self._go(now)]
+        self._note(source, Request(request, source.name, index, 1), now)
+        return self._go(now)
+
+    def nothing(self, request: int, wait: float, now: float) -> list[Command]:
+        """The tracker has no piece to send for a ``Next``; it may be asked again after ``wait`` seconds."""
+        source = self._sources.get(self._nexts.pop(request, ""))
+        if source is not None:
+            source.resume = max(source.resume, now + wait)
+        return self._go(now)
+
+    def lied(self, request: int, now: float) -> list[Command]:
+        """A source has not got the pieces that it was asked for, though it said so. Costs it credit."""
+        return self.failed(request, "it does not have what it says", now)
 
     def missing(self, source: str, now: float) -> list[Command]:
         """A source says that it has not got the blob (any more)."""
@@ -171,15 +218,23 @@ class Plan:
         self._look_at = now + self.limits.look_up_every
         return self._go(now)
 
-    def reader(self, reader: int, position: int | None, now: float) -> list[Command]:
-        """A reader is at this piece (None: it is gone)."""
+    def reader(self, reader: int, position: int | None, now: float, end: int | None = None) -> list[Command]:
+        """A reader is at this piece and wants all up to ``end`` (None: of the blob). Position None: it is gone."""
         if position is None:
             self._readers.pop(reader, None)
             return []
-        if self._readers.get(reader) == position:
+        wants = (position, self.pieces.count if end is None else end)
+        if self._readers.get(reader) == wants:
             return []
-        self._readers[reader] = position
+        self._readers[reader] = wants
         return self._go(now)
+
+    @property
+    def idle(self) -> bool:
+        """Whether nothing is wanted now."""
+        if self._over or self._rest:
+            return self.pieces.left == 0
+        return all(self.pieces.here(i) for start, end in self._readers.values() for i in range(start, end))
 
     def tick(self, now: float) -> list[Command]:
         """Time has passed: drop what is silent, mark what is late, look for more."""
@@ -225,6 +280,7 @@ class Plan:
         if self.pieces.left == 0:
             self._over = True
             stop: list[Command] = [Cancel(id_) for source in self._sources.values() for id_ in source.out]
+            stop += [Cancel(id_) for id_ in self._nexts]
             return [*stop, Finished()]
         commands = self._fill(now)
         usable = any(source.resume <= now or source.out for source in self._sources.values())
@@ -254,6 +310,8 @@ class Plan:
         """How many pieces the tracker may have out: the module's docstring says why."""
         if any(holder.resume <= now for holder in self._holders()):
             return 0
+        if self._wanting > 0:
+            return 0
         if self._looking or not self._looked:
             return 1
         return self.limits.per_source // self.limits.piece
@@ -272,7 +330,21 @@ class Plan:
                 if request is not None:
                     commands.append(request)
                     progress = True
-        return commands
+        return commands + [self._ask_next(s) for s in order if self._asks_next(s, now)]
+
+    def _crowded(self, now: float) -> bool:
+        """Whether the tracker chooses: others want the blob too, and nobody usable has all of it."""
+        return self._wanting > 0 and not any(holder.resume <= now for holder in self._holders())
+
+    def _asks_next(self, source: _Source, now: float) -> bool:
+        free = self.pieces.free_left > 0 and not self.idle
+        return source.kind == "tracker" and free and self._crowded(now) and not source.out and not self._nexts
+
+    def _ask_next(self, source: _Source) -> Next:
+        wanted = bytes(self.pieces.free(i) for i in range(self.pieces.count))
+        self._next_id += 1
+        self._nexts[self._next_id - 1] = source.name
+        return Next(self._next_id - 1, source.name, wanted)
 
     def _room(self, source: _Source, now: float) -> int:
         """How many more pieces this source may be asked for now."""
@@ -305,13 +377,16 @@ class Plan:
 
     def _pick(self, source: _Source) -> int | None:
         """The next free piece: in order just ahead of each reader, else the rarest."""
-        for position in self._readers.values():
-            for index in range(position, min(position + self.limits.window, self.pieces.count)):
+        for position, end in self._readers.values():
+            for index in range(position, min(position + self.limits.window, end)):
                 if self._wants(source, index):
                     return index
+        if not self._rest:
+            ahead = (i for start, end in self._readers.values() for i in range(start, end))
+            return next((i for i in ahead if self._wants(source, i)), None)
         if len(self._sources) == 1 or all(s.have is None for s in self._sources.values()):
             # nobody to trade with: in order from the first reader on serves the disk and the readers best
-            start = min(self._readers.values(), default=0)
+            start = min((position for position, _ in self._readers.values()), default=0)
             return self._next_free(start)
         return self.pieces.rarest(source.has)
 
@@ -367,12 +442,17 @@ class Plan:
     def _ask(self, source: _Source, first: int, count: int, now: float) -> Request:
         request = Request(self._next_id, source.name, first, count)
         self._next_id += 1
+        self._note(source, request, now)
+        return request
+
+    def _note(self, source: _Source, request: Request, now: float) -> None:
+        """From now on this request is in flight."""
+        first, count = request.first, request.count
         ahead = (source.pieces_out + count) * self.limits.piece
         expected = ahead / source.rate if source.rate else self.limits.expected
         source.out[request.id] = _Out(request, now, now, expected, set(range(first, first + count)))
         for index in range(first, first + count):
             self.pieces.ask(index)
-        return request
 
     # -- bookkeeping --------------------------------------------------------------------------------------------
 
@@ -435,6 +515,7 @@ class Plan:
             return
         for request in list(entry.out):
             self._close(request)
+        self._nexts = {id_: name for id_, name in self._nexts.items() if name != source}
         if entry.have is not None:
             for index, bit in enumerate(entry.have):
                 if bit:

@@ -17,7 +17,7 @@ from urllib.parse import urlsplit
 import h11
 import trio
 
-from p2pregistry.errors import BadContent, NotFound, RemoteBusy, RemoteError, Unreachable
+from p2pregistry.errors import BadContent, NotFound, NotYet, RemoteBusy, RemoteError, Unreachable
 
 #: The longest head of an answer, bytes.
 MAX_HEAD = 32 << 10
@@ -216,6 +216,8 @@ def refusal(answer: Answer) -> RemoteError | NotFound:
     """What a status other than success means."""
     if answer.status == 404:
         return NotFound("BLOB_UNKNOWN", "it does not have it")
+    if answer.status == 416:
+        return NotYet("it has not got these pieces")
     if answer.status == 429:
         wait = answer.headers.get("retry-after", "1")
         return RemoteBusy("it is busy", min(float(wait), 60.0) if wait.isascii() and wait.isdigit() else 1.0)

@@ -206,7 +206,7 @@ def test_whatever_happens_the_invariants_hold_and_limits_are_kept(
             case "read":
                 obey(p.reader(number % 3, number % count, now))
             case "have":
-                obey(p.has(f"s{number % 8}", number % count, now))
+                obey(p.has(f"s{number % 8}", [number % count], now))
         p.check()
         flying = sum(source.pieces_out for source in p._sources.values())
         assert flying * MIB <= limits.in_flight + limits.per_source
