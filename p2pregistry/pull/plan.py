@@ -229,6 +229,11 @@ class Plan:
         self._readers[reader] = wants
         return self._go(now)
 
+    def follow_rest(self, rest: bool, now: float) -> list[Command]:
+        """From now on pieces that no reader wants are fetched too, or are not (a flight that pauses)."""
+        self._rest = rest
+        return self._go(now)
+
     @property
     def idle(self) -> bool:
         """Whether nothing is wanted now."""
