@@ -89,7 +89,7 @@ class Flight:
             self._resume()
         return self._next_reader
 
-    def move(self, reader: int, index: int, end: int) -> None:
+    def move(self, reader: int, index: int, end: int | None = None) -> None:
         if self._plan is not None:
             self._obey(self._plan.reader(reader, index, trio.current_time(), end))
 
@@ -109,7 +109,7 @@ class Flight:
     def _pause(self) -> None:
         assert self._plan is not None
         self.paused = True
-        self._plan.rest = False
+        self._obey(self._plan.follow_rest(False, trio.current_time()))
         self._service.paused(self)
 
     def _resume(self) -> None:
@@ -117,8 +117,7 @@ class Flight:
         self._unread_since = trio.current_time()
         self._service.resumed()
         if self._plan is not None:
-            self._plan.rest = self._service.rest
-            self._obey(self._plan.tick(trio.current_time()))
+            self._obey(self._plan.follow_rest(self._service.rest, trio.current_time()))
 
     def end(self) -> None:
         """Give up a paused flight; its partial file stays for a later one."""
@@ -231,7 +230,7 @@ class Flight:
             finally:
                 spool.release(blob)
             await self._service.shelf.added(self.ref.digest, self.ref.size)
-            self._service.haves.full(self.ref.digest, spool.info.count)
+            self._service.haves.full(self.ref.digest)
         self._service.finished(self.ref)
 
     async def _until_over(self) -> None:

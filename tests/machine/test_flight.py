@@ -3,21 +3,23 @@
 from __future__ import annotations
 
 import random
-from collections.abc import AsyncIterator, Callable
-from contextlib import AbstractContextManager, asynccontextmanager, nullcontext
+from collections.abc import AsyncIterator, Iterator
+from contextlib import AbstractContextManager, asynccontextmanager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 
 import pytest
 import trio
 
-from p2pregistry.content.metainfo import Metainfo
+from p2pregistry.content.metainfo import BlobRef, Metainfo
 from p2pregistry.digest import Digest
 from p2pregistry.errors import RemoteError
 from p2pregistry.flight import Flights
+from p2pregistry.haves import Haves
 from p2pregistry.pull.commands import Limits
-from p2pregistry.sources.base import Source
 from p2pregistry.sources.memory import Faults, MemorySource
 from p2pregistry.store.memory import MemoryStore
+from p2pregistry.surroundings import Follower
+from p2pregistry.testing.seeder import MemoryTracker
 
 MIB = 1 << 20
 DATA = random.Random(7).randbytes(9 * MIB + 12_345)
@@ -33,6 +35,7 @@ class World:
     tracker: MemoryTracker | None = None
     others: tuple[int, int] | None = None
     followers: list[Follower] = field(default_factory=list)
+    partial: dict[str, bytes] = field(default_factory=dict)
     haves: Haves = field(default_factory=Haves)
     store: MemoryStore = field(default_factory=MemoryStore)
     tables: dict[Digest, Metainfo] = field(default_factory=dict)
@@ -56,7 +59,7 @@ class World:
         for peer in self.peers:
             if peer.name not in self.banned:
                 for follower in self.followers:
-                    follower.have(peer, None, near=True)
+                    follower.have(peer, self.partial.get(peer.name), near=True)
 
     def ban(self, source: str, why: str) -> None:
         self.banned.append(source)
@@ -81,7 +84,7 @@ class World:
         self.fetched[kind] = self.fetched.get(kind, 0) + number
 
     @asynccontextmanager
-    async def flights(self) -> AsyncIterator[Flights]:
+    async def flights(self, active: int = 16) -> AsyncIterator[Flights]:
         shelf = _Shelf(self)
         service = Flights(
             self.store,
@@ -90,6 +93,7 @@ class World:
             self,
             randrange=random.Random(3).randrange,
             haves=self.haves,
+            active=active,
             limits=QUICK,
             fetched=self.count,
         )
@@ -104,6 +108,10 @@ class _Shelf:
 
 def source(name: str, kind: str = "peer", data: bytes = DATA, **faults: object) -> MemorySource:
     return MemorySource(name, {INFO.digest: data}, kind, Faults(**faults))  # type: ignore[arg-type]
+
+
+def seeder(**faults: object) -> MemoryTracker:
+    return MemoryTracker("tracker", {INFO.digest: DATA}, faults=Faults(**faults))  # type: ignore[arg-type]
 
 
 async def pull(flights: Flights, offset: int = 0, length: int | None = None) -> bytes:
@@ -129,7 +137,7 @@ async def whole(world: World) -> None:
 
 
 async def test_from_the_tracker_alone() -> None:
-    world = World(tracker=source("tracker", "tracker"))
+    world = World(tracker=seeder())
     await whole(world)
     assert world.fetched == {"tracker": len(DATA)}
 
@@ -141,7 +149,7 @@ async def test_from_peers_alone() -> None:
 
 
 async def test_where_a_peer_has_it_the_tracker_sends_nothing() -> None:
-    world = World(peers=[source("a")], tracker=source("tracker", "tracker"))
+    world = World(peers=[source("a")], tracker=seeder())
     await whole(world)
     assert world.fetched == {"peer": len(DATA)}
 
@@ -167,7 +175,7 @@ async def test_a_bad_peer_is_replaced_without_the_reader_noticing(faults: dict[s
     if rescuer == "peer":
         world = World(peers=[bad, source("good")])
     else:
-        world = World(peers=[bad], tracker=source("tracker", "tracker"))
+        world = World(peers=[bad], tracker=seeder())
     await whole(world)
     assert ("bad" in world.banned) == ("corrupt" in faults)
 
@@ -255,7 +263,7 @@ async def test_a_flight_that_nobody_reads_pauses_and_goes_on_where_it_was() -> N
 
 async def test_a_wrong_table_is_refused_and_its_source_banned() -> None:
     other = bytes(len(DATA))
-    world = World(peers=[source("liar", data=other)], tracker=source("tracker", "tracker", delay=0.0))
+    world = World(peers=[source("liar", data=other)], tracker=seeder())
     await whole(world)
 
 
@@ -277,3 +285,76 @@ async def test_small_and_empty_blobs() -> None:
         blob = await world.store.open(info.digest)
         assert blob.size == len(data)
         blob.close()
+
+
+async def test_in_a_crowd_the_tracker_chooses_and_peers_give_the_rest() -> None:
+    world = World(tracker=seeder(), peers=[source("a")], others=(5, 0))
+    world.partial = {"a": bytes(i % 2 for i in range(INFO.count))}
+    await whole(world)
+    assert world.tracker is not None
+    assert world.tracker.chosen
+    assert world.fetched["peer"] >= (INFO.count // 2 - 1) * MIB
+    assert len(set(world.tracker.chosen)) >= INFO.count - INFO.count // 2
+
+
+async def test_a_partial_holder_that_gets_more_is_asked_for_it() -> None:
+    """Its have-map grows while the flight goes on; nobody else has anything."""
+    world = World(peers=[source("a")])
+    world.partial = {"a": bytes(INFO.count)}
+    world.tables[INFO.digest] = INFO
+    with trio.fail_after(20):
+        async with world.flights() as flights, trio.open_nursery() as nursery:
+            nursery.start_soon(pull, flights)
+            while not world.followers:
+                await trio.sleep(0)
+            for index in range(INFO.count):
+                await trio.sleep(0.01)
+                for follower in world.followers:
+                    follower.more("a", [index])
+            while len(flights):
+                await trio.sleep(0)
+    assert world.added == [INFO.digest]
+
+
+async def test_what_a_flight_has_is_shown_to_watchers_and_no_more_than_that() -> None:
+    world = World(peers=[source("a", rate=6.0 * MIB)])
+    world.tables[INFO.digest] = INFO
+    with trio.fail_after(20):
+        async with world.flights() as flights:
+            reading = await flights.join(INFO.ref).open(0, len(DATA))
+            partial = world.haves.partial(INFO.digest)
+            assert partial is not None
+            assert partial.has(0)
+            blob = await partial.open()
+            shown = [index for index in range(INFO.count) if partial.has(index)]
+            assert len(shown) < INFO.count
+            for index in shown:
+                assert await blob.read_at(index * MIB, MIB) == DATA[index * MIB :][:MIB]
+            blob.close()
+            await reading.aclose()
+            while len(flights):
+                await trio.sleep(0)
+            assert world.haves.partial(INFO.digest) is None
+
+
+async def test_flights_wait_their_turn() -> None:
+    blobs = [random.Random(n).randbytes(MIB + n) for n in range(6)]
+    infos = [Metainfo.of_bytes(data) for data in blobs]
+    peer = MemorySource("a", {info.digest: data for info, data in zip(infos, blobs, strict=True)})
+    world = World(peers=[peer])
+    world.tables = {info.digest: info for info in infos}
+    most = 0
+    with trio.fail_after(20):
+        async with world.flights(active=2) as flights, trio.open_nursery() as nursery:
+
+            async def read(info: Metainfo, data: bytes) -> None:
+                nonlocal most
+                reading = await flights.join(info.ref).open(0, len(data))
+                most = max(most, sum(world.haves.partial(other.digest) is not None for other in infos))
+                assert b"".join([chunk async for chunk in reading]) == data
+                await reading.aclose()
+
+            for info, data in zip(infos, blobs, strict=True):
+                nursery.start_soon(read, info, data)
+    assert 1 <= most <= 2
+    assert len(world.added) == 6
