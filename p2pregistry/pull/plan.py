@@ -89,13 +89,14 @@ class Plan:
         self._look_at = now + self.limits.look_up_every if looked else now
         self._moved = now  # when something last arrived, or the flight began
         self._flowed = bool(have)
-        self._over = False
+        self._begun = self._over = False
         self._why = "no source has this blob"
 
     # -- what happened ------------------------------------------------------------------------------------------
 
     def begin(self, now: float) -> list[Command]:
-        """The first commands."""
+        """The first commands. What is told before is only taken note of."""
+        self._begun = True
         return self._go(now)
 
     def joined(
@@ -280,7 +281,7 @@ class Plan:
     # -- what to do ---------------------------------------------------------------------------------------------
 
     def _go(self, now: float) -> list[Command]:
-        if self._over:
+        if self._over or not self._begun:
             return []
         if self.pieces.left == 0:
             self._over = True
