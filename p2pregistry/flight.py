@@ -15,6 +15,7 @@ from contextlib import asynccontextmanager
 import trio
 
 from p2pregistry.content.metainfo import BlobRef, Metainfo
+from p2pregistry.content.unixfs import PIECE_SIZE
 from p2pregistry.digest import Digest
 from p2pregistry.errors import BadContent, RegistryError, RemoteError, Unreachable
 from p2pregistry.haves import Haves
@@ -159,7 +160,10 @@ class Flight:
         async with trio.open_nursery() as nursery:
             self._nursery = nursery
             nursery.start_soon(self._join_tracker)
-            nursery.start_soon(self._look_up)
+            if self.ref.size <= PIECE_SIZE and self._service.finder.tracker is not None:
+                self._looked = True  # it would be here before a look-up has ended
+            else:
+                nursery.start_soon(self._look_up)
             info = await self._learn()
             key = str(self.ref.digest).replace(":", "-")
             staged = await self._service.store.stage(key)

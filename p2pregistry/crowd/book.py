@@ -36,6 +36,7 @@ class Topic:
 
     until: float
     shared: bool = True  # others are told that it is wanted
+    here: bool = False  # complete: of no more interest, but what is known of its holders holds for its image's rest
     followers: int = 0
     have: dict[str, Have] = field(default_factory=dict)
     wanting: set[str] = field(default_factory=set)
@@ -70,6 +71,11 @@ class Book:
         topic.until = max(topic.until, now + INTEREST)
         return topic
 
+    def holders(self, digest: Digest) -> list[str]:
+        """Peers that are known to have all of it."""
+        topic = self.topics.get(digest)
+        return [] if topic is None else [peer_id for peer_id, have in topic.have.items() if have is None]
+
     def tidy(self, now: float) -> None:
         """Forget topics that nobody follows and nobody has asked for lately."""
         for digest in [d for d, t in self.topics.items() if not t.followers and t.until <= now]:
@@ -77,7 +83,7 @@ class Book:
 
     def wanted(self) -> list[Digest]:
         """The topics that others are told of, oldest first."""
-        return [digest for digest, topic in self.topics.items() if topic.shared]
+        return [digest for digest, topic in self.topics.items() if topic.shared and not topic.here]
 
     # -- peers --------------------------------------------------------------------------------------------------
 
@@ -157,6 +163,8 @@ class Book:
         """Peers that want or have something of a topic; True for those that already have all they are known for."""
         found: dict[str, bool] = {}
         for topic in self.topics.values():
+            if topic.here:
+                continue
             for peer_id in topic.wanting:
                 found[peer_id] = False
             for peer_id, have in topic.have.items():

@@ -32,6 +32,8 @@ from p2pregistry.surroundings import Follower
 
 #: Digests named in one have-stream, at most.
 MOST_TOPICS = 100
+#: Small blobs of which it is remembered which blobs stand for them.
+MOST_SMALL = 10_000
 #: Seconds between two looks at which streams are open and should not be, or the other way round.
 TIDY = 1.0
 _log = logger(__name__)
@@ -56,6 +58,7 @@ class CrowdFinder:
         self._announcer = Announcer(me, tracker, self._book.wanted, self._heard, randrange)
         self._sources = PeerSources(me.zone)
         self._followers: dict[Digest, list[Follower]] = {}
+        self._stand: dict[Digest, tuple[Digest, ...]] = {}
         self._streams: dict[str, _Stream] = {}
         self._nursery: trio.Nursery | None = None
         self._lookups: LookUps | None = None
@@ -84,6 +87,7 @@ class CrowdFinder:
     @contextmanager
     def follow(self, ref: BlobRef, follower: Follower) -> Iterator[None]:
         topic = self._book.topic(ref.digest, trio.current_time(), shared=ref.size > PIECE_SIZE)
+        topic.here = False
         topic.followers += 1
         self._followers.setdefault(ref.digest, []).append(follower)
         if topic.shared and topic.crowd is None:
@@ -91,6 +95,9 @@ class CrowdFinder:
         self._tell_crowd(ref.digest, [follower])
         for peer_id in list(topic.have):
             self._tell(ref.digest, peer_id, [follower])
+        for stand in self._stand.get(ref.digest, ()):
+            for peer_id in self._book.holders(stand):
+                self._tell(stand, peer_id, [follower])
         try:
             yield
         finally:
@@ -101,9 +108,10 @@ class CrowdFinder:
                 del self._followers[ref.digest]
 
     async def announced(self, digest: Digest) -> None:
-        topic = self._book.topics.get(digest)
-        if topic is not None and topic.shared and topic.crowd is None:
-            await self._announcer.answered(digest)
+        for asked in self._stand.get(digest, (digest,)):
+            topic = self._book.topics.get(asked)
+            if topic is not None and topic.shared and not topic.here and topic.crowd is None:
+                await self._announcer.answered(asked)
 
     async def look_up(self, digest: Digest) -> None:
         if self._lookups is not None:
@@ -115,13 +123,28 @@ class CrowdFinder:
 
     # -- for the node -------------------------------------------------------------------------------------------
 
-    def interest(self, wanted: Iterable[tuple[Digest, int]], held: Iterable[tuple[Digest, int]] = ()) -> None:
-        """Somebody will soon want these (digest, bytes), and those are here: one announce for all, and look-ups."""
+    def interest(self, wanted: Sequence[tuple[Digest, int]], held: Sequence[tuple[Digest, int]] = ()) -> None:
+        """Of an image these blobs (digest, bytes) will soon be wanted, and those are here: one announce for all of
+        them, and look-ups.
+
+        Small blobs are not announced; who has the large ones of an image is taken to have its small ones. Where there
+        are none but small ones the largest stands for all.
+        """
         now = trio.current_time()
-        new = [d for d, size in wanted if size > PIECE_SIZE and d not in self._book.topics]
-        for digest in new:
-            self._book.topic(digest, now)
-        self._announcer.hold(digest for digest, size in held if size > PIECE_SIZE)
+        both = [*wanted, *held]
+        stand = [digest for digest, size in both if size > PIECE_SIZE]
+        if not stand and both:
+            stand = [max(both, key=lambda entry: entry[1])[0]]
+        for digest, size in wanted:
+            if size <= PIECE_SIZE and digest not in stand:
+                self._stand[digest] = tuple(stand)
+        while len(self._stand) > MOST_SMALL:
+            del self._stand[next(iter(self._stand))]
+        here = {digest for digest, _size in held}
+        new = [digest for digest in stand if digest not in here and digest not in self._book.topics]
+        for digest in stand:
+            self._book.topic(digest, now).here = digest in here
+        self._announcer.hold(digest for digest in stand if digest in here)
         if new:
             self._new_topics()
         if self._lookups is not None:
@@ -130,12 +153,14 @@ class CrowdFinder:
 
     def hold(self, held: Iterable[tuple[Digest, int]]) -> None:
         """These (digest, bytes) are complete here now."""
-        known = [digest for digest, size in held if size > PIECE_SIZE]
-        for digest in known:
+        told = []
+        for digest, size in held:
             topic = self._book.topics.get(digest)
             if topic is not None:
-                topic.until = 0.0  # its flight may not have ended altogether
-        self._announcer.hold(known)
+                topic.here = True
+            if size > PIECE_SIZE or (topic is not None and topic.shared):
+                told.append(digest)
+        self._announcer.hold(told)
 
     def drop(self, digest: Digest) -> None:
         """It is not here any more."""
@@ -197,8 +222,17 @@ class CrowdFinder:
 
     def _tell(self, digest: Digest, peer_id: str, followers: Iterable[Follower] | None = None) -> None:
         topic, known = self._book.topics.get(digest), self._book.peers.get(peer_id)
-        told = list(self._followers.get(digest, ())) if followers is None else followers
-        if topic is None or known is None or peer_id not in topic.have or not told:
+        if topic is None or known is None or peer_id not in topic.have:
+            return
+        if followers is None:
+            told = list(self._followers.get(digest, ()))
+            if topic.have[peer_id] is None:
+                for small, others in self._followers.items():
+                    if digest in self._stand.get(small, ()):
+                        told += others
+        else:
+            told = list(followers)
+        if not told:
             return
         source = self._sources.of(known.peer)
         if source is None:
