@@ -119,25 +119,3 @@ def read_news(line: bytes, watched: int) -> HaveNews:
     if any(place >= watched for place in places):
         raise BadContent("a line of news is about a digest that was not asked for")
     return news
-
-
-class Lines:
-    """Cuts what comes into lines."""
-
-    def __init__(self, limit: int) -> None:
-        self._limit = limit
-        self._rest = bytearray()
-
-    def feed(self, data: bytes | bytearray | memoryview) -> list[bytes]:
-        """The lines that end in ``data``, without their ends. Raises BadContent if one is longer than the limit."""
-        seen = len(self._rest)
-        self._rest += data
-        lines = []
-        start = 0
-        while (end := self._rest.find(b"\n", max(start, seen))) >= 0:
-            lines.append(bytes(self._rest[start:end]))
-            start = end + 1
-        del self._rest[:start]
-        if len(self._rest) > self._limit or any(len(line) > self._limit for line in lines):
-            raise BadContent("a line is longer than it may be")
-        return lines

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import base64
 import binascii
+import math
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from typing import Final
 
 import msgspec
 
@@ -14,14 +16,18 @@ from p2pregistry.content.car import read_table
 from p2pregistry.content.metainfo import BlobRef
 from p2pregistry.digest import Digest
 from p2pregistry.errors import BadContent
+from p2pregistry.have_news import MAX_LINE, HaveNews, Watch, read_news
 from p2pregistry.oci.manifest import MANIFEST_LIMIT
 from p2pregistry.sources.base import Incoming
-from p2pregistry.sources.wire import Client, refusal
+from p2pregistry.sources.wire import Client, Lines, refusal
 
 #: The longest piece table taken, bytes: that of a blob of about 1 TiB.
 MAX_TABLE = 64 << 20
 #: The longest JSON answer: a manifest in base64 and its claims.
 MAX_JSON = 2 * MANIFEST_LIMIT + (24 << 20)
+#: Seconds without a line, be it an empty one, after which a peer that is watched is taken for gone.
+SILENCE: Final = 25.0
+_NO_NEWS: Final = HaveNews()
 #: What msgspec raises for bytes that are not the JSON it was told of.
 JSON_ERRORS = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
 
@@ -66,22 +72,49 @@ def read_manifest(data: bytes, wanted: Digest | None) -> RemoteManifest:
     return RemoteManifest(digest, raw.media_type, body, claims)
 
 
+class News:
+    """What a peer tells of what it has; an async iterator of HaveNews. Heartbeats are left out."""
+
+    def __init__(self, lines: Lines, watched: int) -> None:
+        self._lines, self._watched = lines, watched
+
+    def __aiter__(self) -> News:
+        return self
+
+    async def __anext__(self) -> HaveNews:
+        """Raises Unreachable when it breaks off or falls silent, BadContent for what is no news."""
+        while True:
+            news = read_news(await self._lines.__anext__(), self._watched)
+            if news != _NO_NEWS:
+                return news
+
+
 class PeerSource:
-    """Fetches from one peer. ``name`` is its peer id; ``url`` the base of its peer API."""
+    """Fetches from one peer. ``name`` is its peer id; ``url`` the base of its peer API; ``zone`` this node's own zone,
+    which it is told."""
 
     kind = "peer"
 
-    def __init__(self, name: str, url: str, *, connect_timeout: float = 3.0, head_timeout: float = 10.0) -> None:
+    def __init__(
+        self, name: str, url: str, *, zone: str = "", connect_timeout: float = 3.0, head_timeout: float = 10.0
+    ) -> None:
         self.name = name
         self.client = Client(url, connect_timeout=connect_timeout, head_timeout=head_timeout)
+        self._headers = {"P2P-Zone": zone} if zone else {}
 
     async def table(self, ref: BlobRef) -> dict[bytes, bytes]:
         return read_table(await self.client.get(f"/p2p/v1/blobs/{ref.digest}/table", limit=MAX_TABLE))
 
     @asynccontextmanager
     async def fetch(self, digest: Digest, offset: int, length: int) -> AsyncIterator[Incoming]:
-        headers = {"Range": f"bytes={offset}-{offset + length - 1}"} if length else {}
-        async with self.client.request("GET", f"/p2p/v1/blobs/{digest}", headers) as answer:
+        """See Source. Raises NotYet where it has the blob but not these pieces.
+
+        Its head may take as long as it likes: a transfer waits for its turn there. Whoever asks knows how long it is
+        worth while, and cancels.
+        """
+        headers = self._headers | ({"Range": f"bytes={offset}-{offset + length - 1}"} if length else {})
+        target = f"/p2p/v1/blobs/{digest}"
+        async with self.client.request("GET", target, headers, head_timeout=math.inf) as answer:
             if answer.status not in (200, 206):
                 raise refusal(answer)
             if answer.length != length:
@@ -91,6 +124,16 @@ class PeerSource:
             if answer.status == 200 and offset != 0:
                 raise BadContent("a source ignores ranges")
             yield answer
+
+    @asynccontextmanager
+    async def watch(self, watch: Watch) -> AsyncIterator[News]:
+        """Be told what the peer has of these digests: first the state, then what changes. A connection of its own.
+
+        Entering raises Unreachable, RemoteBusy (it tells enough others) or NotFound (it tells nobody).
+        """
+        headers = self._headers | {"Content-Type": "application/json"}
+        async with self.client.lines("/p2p/v1/have", headers, watch.encode(), silence=SILENCE, limit=MAX_LINE) as lines:
+            yield News(lines, len(watch.want))
 
     async def manifest(self, digest: Digest) -> RemoteManifest:
         """A manifest by digest. Raises NotFound, RemoteError."""

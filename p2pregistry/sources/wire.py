@@ -1,14 +1,15 @@
 """A small HTTP/1.1 client on trio for bulk bytes.
 
 A general client hands a body over in chunks of its own making, each a new bytes object, and at a gigabyte a second that
-is most of the work. Here heads go through h11 and bodies are received straight into the caller's buffer. Requests have
-no body beyond a short JSON document; answers must carry Content-Length.
+is most of the work. Here heads go through h11 and bodies are received straight into the caller's buffer; such answers
+must carry Content-Length. Long answers in lines, which are small, go through h11 as a whole.
 """
 
 from __future__ import annotations
 
 import re
 import ssl
+from collections import deque
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -27,6 +28,8 @@ MAX_IDLE = 8
 IDLE = 30.0
 #: A host name or address with or without a port; no user, nothing that could break out of a header.
 _AUTHORITY = re.compile(r"(?:[A-Za-z0-9._-]{1,253}|\[[0-9A-Fa-f:.%A-Za-z]{2,60}\])(?::[0-9]{0,5})?")
+#: Bytes of a long answer received at once.
+_LINES_READ = 64 << 10
 _NETWORK_ERRORS = (OSError, trio.BrokenResourceError, trio.ClosedResourceError, ssl.SSLError)
 
 
@@ -81,6 +84,70 @@ class Answer:
         return bytes(data)
 
 
+class LineCutter:
+    """Cuts what comes into lines."""
+
+    def __init__(self, limit: int) -> None:
+        self._limit = limit
+        self._rest = bytearray()
+
+    def feed(self, data: bytes | bytearray | memoryview) -> list[bytes]:
+        """The lines that end in ``data``, without their ends. Raises BadContent if one is longer than the limit."""
+        seen = len(self._rest)
+        self._rest += data
+        lines = []
+        start = 0
+        while (end := self._rest.find(b"\n", max(start, seen))) >= 0:
+            lines.append(bytes(self._rest[start:end]))
+            start = end + 1
+        del self._rest[:start]
+        if len(self._rest) > self._limit or any(len(line) > self._limit for line in lines):
+            raise BadContent("a line is longer than it may be")
+        return lines
+
+
+class Lines:
+    """The lines of an answer as they come; an async iterator. Made by ``Client.lines``."""
+
+    def __init__(self, stream: trio.SocketStream, machine: h11.Connection, silence: float, limit: int) -> None:
+        self._stream, self._machine, self._silence = stream, machine, silence
+        self._cut = LineCutter(limit)
+        self._ready: deque[bytes] = deque()
+
+    def __aiter__(self) -> Lines:
+        return self
+
+    async def __anext__(self) -> bytes:
+        """Raises Unreachable where the answer breaks off or there is no line for too long, BadContent for one that is
+        too long."""
+        if self._ready:
+            await trio.lowlevel.checkpoint()  # one who sends much must not have us alone
+            return self._ready.popleft()
+        try:
+            with trio.fail_after(self._silence):
+                while not self._ready:
+                    data = await self._more()
+                    if data is None:
+                        raise StopAsyncIteration
+                    self._ready += self._cut.feed(data)
+        except trio.TooSlowError as err:
+            raise Unreachable("it has fallen silent") from err
+        except h11.RemoteProtocolError as err:
+            raise Unreachable("the answer was cut short or is not HTTP") from err
+        except _NETWORK_ERRORS as err:
+            raise Unreachable("the connection broke in the middle of an answer") from err
+        return self._ready.popleft()
+
+    async def _more(self) -> bytes | None:
+        while True:
+            event = self._machine.next_event()
+            if isinstance(event, h11.Data):
+                return bytes(event.data)
+            if event is not h11.NEED_DATA:
+                return None
+            self._machine.receive_data(await self._stream.receive_some(_LINES_READ))
+
+
 class Client:
     """Connections to one server, ``http://host:port``. Use from one trio run; ``close`` it."""
 
@@ -101,25 +168,33 @@ class Client:
 
     @asynccontextmanager
     async def request(
-        self, method: str, target: str, headers: dict[str, str] | None = None, *, body: bytes = b""
+        self,
+        method: str,
+        target: str,
+        headers: dict[str, str] | None = None,
+        *,
+        body: bytes = b"",
+        head_timeout: float | None = None,
     ) -> AsyncIterator[Answer]:
         """Send a request; the answer whatever its status. Raises Unreachable or BadContent.
 
-        It may be sent twice: the server may have closed a connection just as it was taken up again.
+        ``head_timeout``: seconds its head may take where that is not what the client was made with. A request may be
+        sent twice: the server may have closed a connection just as it was taken up again.
         """
         connection = await self._connection()
         keep = False
-        lines = "".join(f"{name}: {value}\r\n" for name, value in (headers or {}).items())
+        patience = self._head_timeout if head_timeout is None else head_timeout
+        request = self._head(method, target, headers or {}, body)
         try:
             try:
-                answer, keep = await self._exchange(connection, method, target, lines, body)
+                answer, keep = await self._exchange(connection, method, request, patience)
             except Unreachable:
                 if connection.fresh:
                     raise
                 # the server closed an idle connection just as it was taken up: that says nothing of the server
                 connection.stream.socket.close()
                 connection = await self._open()
-                answer, keep = await self._exchange(connection, method, target, lines, body)
+                answer, keep = await self._exchange(connection, method, request, patience)
             yield answer
             keep = keep and answer.left == 0
         except BaseException:
@@ -167,39 +242,50 @@ class Client:
             raise Unreachable(f"no connection to {self._authority}") from err
         return _Connection(stream, trio.current_time())
 
-    async def _exchange(
-        self, connection: _Connection, method: str, target: str, lines: str, body: bytes
-    ) -> tuple[Answer, bool]:
+    @asynccontextmanager
+    async def lines(
+        self, target: str, headers: dict[str, str], body: bytes, *, silence: float, limit: int
+    ) -> AsyncIterator[Lines]:
+        """POST, on a connection of its own, and the lines of the answer, which may go on for ever.
+
+        ``silence``: seconds that one line may take; ``limit``: its bytes at most. Raises NotFound, RemoteBusy,
+        Unreachable or BadContent where the answer is no success, or has not begun in time.
+        """
+        stream = (await self._open()).stream
         try:
-            with trio.fail_after(self._head_timeout):
-                return await self._talk(connection.stream, method, target, lines, body)
+            request = self._head("POST", target, headers, body)
+            event, machine = await self._in_time(stream, "POST", request, self._head_timeout)
+            found = _fields(event)
+            if event.status_code != 200:
+                raise refusal(Answer(event.status_code, found, 0, memoryview(b""), stream, 0))
+            yield Lines(stream, machine, silence, limit)
+        finally:
+            stream.socket.close()
+
+    def _head(self, method: str, target: str, headers: dict[str, str], body: bytes) -> bytes:
+        """A request as it is sent, its body too."""
+        lines = "".join(f"{name}: {value}\r\n" for name, value in headers.items())
+        if body or method == "POST":
+            lines += f"Content-Length: {len(body)}\r\n"
+        head = f"{method} {target} HTTP/1.1\r\nHost: {self._authority}\r\nAccept-Encoding: identity\r\n{lines}\r\n"
+        return head.encode("ascii") + body
+
+    async def _in_time(
+        self, stream: trio.SocketStream, method: str, request: bytes, patience: float
+    ) -> tuple[h11.Response, h11.Connection]:
+        try:
+            with trio.fail_after(patience):
+                return await _talk(stream, method, request)
         except h11.RemoteProtocolError as err:
             raise Unreachable("the answer is not HTTP") from err
         except (*_NETWORK_ERRORS, trio.TooSlowError) as err:
             raise Unreachable(f"no answer from {self._authority}") from err
 
-    async def _talk(
-        self, stream: trio.SocketStream, method: str, target: str, lines: str, body: bytes
+    async def _exchange(
+        self, connection: _Connection, method: str, request: bytes, patience: float
     ) -> tuple[Answer, bool]:
-        if body or method == "POST":
-            lines = f"Content-Length: {len(body)}\r\n{lines}"
-        head = f"{method} {target} HTTP/1.1\r\nHost: {self._authority}\r\nAccept-Encoding: identity\r\n{lines}\r\n"
-        await stream.send_all(head.encode("ascii") + body)
-        # h11 reads the head only: what follows it is taken back from its buffer
-        machine = h11.Connection(h11.CLIENT, max_incomplete_event_size=MAX_HEAD)
-        machine.send(h11.Request(method=method, target=target, headers=[("Host", self._authority)]))
-        machine.send(h11.EndOfMessage())
-        while True:
-            event = machine.next_event()
-            if isinstance(event, h11.Response):
-                break
-            if isinstance(event, h11.InformationalResponse):
-                continue
-            data = await stream.receive_some(16 << 10)
-            if not data:
-                raise Unreachable("the connection was closed before an answer")
-            machine.receive_data(data)
-        found = {name.decode("ascii"): value.decode("latin-1") for name, value in event.headers}
+        event, machine = await self._in_time(connection.stream, method, request, patience)
+        found = _fields(event)
         early, _closed = machine.trailing_data
         no_body = method == "HEAD" or event.status_code in (204, 304)
         length = found.get("content-length", "0" if no_body else "")
@@ -209,7 +295,29 @@ class Client:
         if len(early) > size:
             raise BadContent("more bytes than an answer has")
         keep = "close" not in found.get("connection", "").lower() and event.http_version == b"1.1"
-        return Answer(event.status_code, found, int(length), memoryview(early), stream, size), keep
+        return Answer(event.status_code, found, int(length), memoryview(early), connection.stream, size), keep
+
+
+async def _talk(stream: trio.SocketStream, method: str, request: bytes) -> tuple[h11.Response, h11.Connection]:
+    """Send a request; the head of its answer, and the parser with whatever came behind it."""
+    await stream.send_all(request)
+    machine = h11.Connection(h11.CLIENT, max_incomplete_event_size=MAX_HEAD)
+    machine.send(h11.Request(method=method, target="/", headers=[("Host", "x")]))  # what it was does not matter here
+    machine.send(h11.EndOfMessage())
+    while True:
+        event = machine.next_event()
+        if isinstance(event, h11.Response):
+            return event, machine
+        if isinstance(event, h11.InformationalResponse):
+            continue
+        data = await stream.receive_some(16 << 10)
+        if not data:
+            raise Unreachable("the connection was closed before an answer")
+        machine.receive_data(data)
+
+
+def _fields(event: h11.Response) -> dict[str, str]:
+    return {name.decode("ascii"): value.decode("latin-1") for name, value in event.headers}
 
 
 def refusal(answer: Answer) -> RemoteError | NotFound:
