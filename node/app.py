@@ -251,9 +251,7 @@ async def _assemble(
     node.names = _known_names(settings, index)
     pull = _pull_api(node, cache)
     slots = Slots(settings.peer.max_uploads, settings.peer.queue)
-    peers = PeerApi(
-        index, cache, slots, served=observe.count_served("peer"), haves=haves, watching=finder.watched
-    )
+    peers = PeerApi(index, cache, slots, served=observe.count_served("peer"), haves=haves, watching=finder.watched)
     blobs = sorted(index.held(), key=lambda entry: entry[2])
     held = [*index.manifest_digests(), *(digest for digest, _size, _use in blobs)]
     router.hold(held, within=30.0 if len(held) > 100 else 0.0)
@@ -330,7 +328,8 @@ def _count_fetched(kind: str, count: int) -> None:
 
 def _layers(manifest: StoredManifest, index: Index) -> tuple[list[tuple[Digest, int]], list[tuple[Digest, int]]]:
     """The blobs of an image that are missing here, and those that are not, each with its size in bytes."""
-    missing, here = [], []
+    missing: list[tuple[Digest, int]] = []
+    here: list[tuple[Digest, int]] = []
     try:
         parsed = parse_manifest(manifest.body, manifest.media_type)
     except RequestError:

@@ -43,7 +43,9 @@ class Peer(Section, frozen=True):
     max_uploads: Annotated[
         Positive, Setting("Pieces sent to peers at the same time; more of them wait their turn.")
     ] = 8
-    queue: Annotated[Positive, Setting("Pieces that may wait their turn; a peer that asks for one more is told to come later.")] = 256
+    queue: Annotated[
+        Positive, Setting("Pieces that may wait their turn; a peer that asks for one more is told to come later.")
+    ] = 256
 
 
 class Libp2p(Section, frozen=True):
@@ -111,18 +113,23 @@ class Tags(Section, frozen=True):
 class Fetch(Section, frozen=True):
     in_flight: Annotated[Size, Setting("The most bytes on their way to this node at once.", unit="bytes")] = 32 * MIB
     window: Annotated[
-        Size, Setting("How far ahead of each reader pieces are fetched in order, rather than rarest first.", unit="bytes")
+        Size,
+        Setting("How far ahead of each reader pieces are fetched in order, rather than rarest first.", unit="bytes"),
     ] = 8 * MIB
     flights: Annotated[Positive, Setting("Blobs fetched at once; more of them wait their turn.")] = 16
     rest: Annotated[
-        bool, Setting("When a client asks for a part of a blob, the rest follows; off: only what is asked for is fetched.")
+        bool,
+        Setting("When a client asks for a part of a blob, the rest follows; off: only what is asked for is fetched."),
     ] = True
     sources: Annotated[Positive, Setting("The most peers one blob is fetched from at once.")] = 8
     stall: Annotated[
         Seconds, Setting("How long a source may send nothing before its piece is asked elsewhere.", unit="seconds")
     ] = 5.0
     linger: Annotated[
-        Seconds, Setting("How long a download without a reader goes on before it pauses; what is here stays shared.", unit="seconds")
+        Seconds,
+        Setting(
+            "How long a download without a reader goes on before it pauses; what is here stays shared.", unit="seconds"
+        ),
     ] = 60.0
 
 

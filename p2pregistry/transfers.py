@@ -134,4 +134,3 @@ class Transfers:
             self._obey(self._plan.arrived(request, index, length, now))
         else:
             self._obey(self._plan.bad(request, index, now))
-

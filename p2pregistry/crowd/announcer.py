@@ -103,7 +103,7 @@ class Announcer:
     async def _due(self) -> None:
         while (now := trio.current_time()) < self._at:
             self._wake = trio.Event()
-            with trio.move_on_at(self._at if self._at < now + LONGEST else now + LONGEST):
+            with trio.move_on_at(min(now + LONGEST, self._at)):
                 await self._wake.wait()
 
     async def _announce(self, tracker: TrackerSource) -> None:

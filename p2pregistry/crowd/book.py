@@ -144,7 +144,7 @@ class Book:
             for k in self.peers.values()
             if k.peer.peer_id in useful and k.peer.peer_id not in watched and k.resume <= now
         ]
-        chosen = []
+        chosen: list[Peer] = []
         for only_holds, _far, _draw, peer in sorted(waiting, key=lambda entry: entry[:3]):
             if len(watched) + len(chosen) >= MOST_WATCHED:
                 break

@@ -323,4 +323,3 @@ class CrowdFinder:
                     follower.gone(peer_id)
         if news.peers:
             self._learn(news.peers, about)
-

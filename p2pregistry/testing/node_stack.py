@@ -11,9 +11,9 @@ from pathlib import Path
 
 import trio
 
+from p2pregistry.content.metainfo import BlobRef
 from p2pregistry.crowd.announcer import Me
 from p2pregistry.crowd.finder import CrowdFinder
-from p2pregistry.content.metainfo import BlobRef
 from p2pregistry.digest import Digest
 from p2pregistry.errors import LocalError, RegistryError
 from p2pregistry.flight import Flights

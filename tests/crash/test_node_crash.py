@@ -27,7 +27,7 @@ PIECES = re.compile(r"bytes=(\d+)-(\d+)")
 @asynccontextmanager
 async def started(folder: Path, tracker: str) -> AsyncIterator[NodeProcess]:
     """A node; starting and stopping it do not hold up the tracker, which lives in this process."""
-    manager = node_process(folder, tracker, fetch__window=WINDOW * PIECE_SIZE, fetch__lookup_wait=0.01)
+    manager = node_process(folder, tracker, fetch__in_flight=WINDOW * PIECE_SIZE)
     node = await trio.to_thread.run_sync(manager.__enter__)
     try:
         yield node

@@ -103,8 +103,6 @@ async def test_what_a_paused_flight_has_is_shared(tmp_path: Path) -> None:
         assert answer.status == 206
         assert answer.body == LAYER[: 4 * MIB]
         beyond = ("Range", f"bytes={20 * MIB}-{21 * MIB - 1}")
-        assert (
-            await request(nodes[0].peer_url, "GET", f"/p2p/v1/blobs/{DIGEST}", headers=(beyond,))
-        ).status == 416
+        assert (await request(nodes[0].peer_url, "GET", f"/p2p/v1/blobs/{DIGEST}", headers=(beyond,))).status == 416
         assert nodes[0].fetched == first, "a peer's request made it fetch"
         await pull(nodes[1])

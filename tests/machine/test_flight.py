@@ -172,10 +172,7 @@ async def test_where_a_peer_has_it_the_tracker_sends_nothing() -> None:
 @pytest.mark.parametrize("rescuer", ["peer", "tracker"])
 async def test_a_bad_peer_is_replaced_without_the_reader_noticing(faults: dict[str, object], rescuer: str) -> None:
     bad = source("bad", **faults)
-    if rescuer == "peer":
-        world = World(peers=[bad, source("good")])
-    else:
-        world = World(peers=[bad], tracker=seeder())
+    world = World(peers=[bad, source("good")]) if rescuer == "peer" else World(peers=[bad], tracker=seeder())
     await whole(world)
     assert ("bad" in world.banned) == ("corrupt" in faults)
 
