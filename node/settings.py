@@ -44,7 +44,7 @@ class Peer(Section, frozen=True):
         Positive, Setting("Pieces sent to peers at the same time; more of them wait their turn.")
     ] = 8
     queue: Annotated[
-        Positive, Setting("Pieces that may wait their turn; a peer that asks for one more is told to come later.")
+        Positive, Setting("Pieces that may wait their turn; who asks for one more is told to come later.")
     ] = 256
 
 
@@ -114,12 +114,12 @@ class Fetch(Section, frozen=True):
     in_flight: Annotated[Size, Setting("The most bytes on their way to this node at once.", unit="bytes")] = 32 * MIB
     window: Annotated[
         Size,
-        Setting("How far ahead of each reader pieces are fetched in order, rather than rarest first.", unit="bytes"),
+        Setting("How far ahead of each reader pieces are fetched in order, not rarest first.", unit="bytes"),
     ] = 8 * MIB
     flights: Annotated[Positive, Setting("Blobs fetched at once; more of them wait their turn.")] = 16
     rest: Annotated[
         bool,
-        Setting("When a client asks for a part of a blob, the rest follows; off: only what is asked for is fetched."),
+        Setting("Where a client asks for a part of a blob the rest follows; false: only what is asked for."),
     ] = True
     sources: Annotated[Positive, Setting("The most peers one blob is fetched from at once.")] = 8
     stall: Annotated[

@@ -1,1 +1,1 @@
-"""Who else wants or holds what this node wants: announces, have-streams, look-ups, and the sources that come of them."""
+"""Who else wants or holds what this node wants: announces, have-streams, look-ups, and the sources they give."""

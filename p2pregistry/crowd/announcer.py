@@ -88,7 +88,7 @@ class Announcer:
             await self._answered.setdefault(digest, trio.Event()).wait()
 
     async def serve(self) -> None:
-        """Announce, at once when something new is wanted, else as often as the tracker says. On the way out, a farewell."""
+        """Announce: at once when something new is wanted, else as often as the tracker says; at the end a farewell."""
         if self._tracker is None:
             return
         try:

@@ -39,7 +39,7 @@ class LookUps:
         self._ahead = trio.CapacityLimiter(AHEAD)
 
     async def find(self, digest: Digest) -> None:
-        """Return when a look-up of this digest has ended: one under way, one that found somebody just now, or a new one."""
+        """Return when a look-up has ended: one under way, one that found somebody just now, or a new one."""
         await self._begin(digest).done.wait()
 
     def ahead(self, digest: Digest) -> None:

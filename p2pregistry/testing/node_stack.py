@@ -39,7 +39,7 @@ from tracker.peer_endpoints import Swarm, TrackerPeerApi
 from tracker.push_api import RegistryApi
 from tracker.uploads import Uploads
 
-__all__ = ["AUTHORIZATION", "NAME", "QUICK", "NodeStack", "Origin", "node_stack", "origin"]
+__all__ = ["AUTHORIZATION", "NAME", "QUICK", "NodeStack", "Origin", "node_stack", "origin", "peer_id"]
 
 #: The registry name that the origin says it is.
 NAME = "registry.example.com"

@@ -45,7 +45,7 @@ class _Nothing:
     index: int | None = None
 
     async def read_into(self, buffer: memoryview) -> int:
-        raise AssertionError("nothing was sent")
+        raise AssertionError(f"{len(buffer)} bytes were wanted where nothing was sent")
 
 
 @dataclass(slots=True)

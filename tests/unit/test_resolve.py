@@ -16,7 +16,7 @@ from p2pregistry.routing.memory import MemoryNetwork
 from p2pregistry.serve.http import Request
 from p2pregistry.sources.tracker import Swarm
 from p2pregistry.testing.handlers import Answer, call
-from p2pregistry.testing.node_stack import NodeStack, Origin, node_stack, origin
+from p2pregistry.testing.node_stack import NodeStack, Origin, node_stack, origin, peer_id
 from p2pregistry.trust.keys import TrackerKeys
 
 REPO = "acme/api"
@@ -183,7 +183,7 @@ async def test_a_claim_for_another_repository_gives_nothing(tmp_path: Path) -> N
     async with both(tmp_path, clock, network=network, name="holder") as (tracker, holder):
         digest, body = await tracker.registry.push_image(REPO, "1", b"layer")
         await get(holder)
-        network.record("holder", digest, True)
+        network.record(peer_id("holder"), digest, True)
         async with node_stack(tmp_path / "second", tracker=tracker.url, network=network, clock=clock) as node:
             await node.trust.learn(await _swarm(node))
             tracker.gate = down
@@ -205,7 +205,7 @@ async def test_peers_with_bad_addresses_do_not_hide_a_good_one(tmp_path: Path) -
         await get(holder)
         for number, url in enumerate(("ftp://x", "http://127.0.0.1:99999", "http://127.0.0.1:1")):
             network.router(Peer(f"bad{number}", url)).hold([digest])
-        network.record("holder", digest, True)
+        network.record(peer_id("holder"), digest, True)
         async with node_stack(tmp_path / "second", tracker=tracker.url, network=network, clock=clock) as node:
             await node.trust.learn(await _swarm(node))
             tracker.gate = down
