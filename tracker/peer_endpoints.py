@@ -7,7 +7,8 @@ to nobody. All of it is public content; who may pull what is not decided here ye
 from __future__ import annotations
 
 import base64
-from collections import OrderedDict
+import math
+import random
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final
@@ -17,23 +18,27 @@ import trio
 
 from p2pregistry import __version__
 from p2pregistry.content.car import write_table
+from p2pregistry.content.unixfs import PIECE_SIZE, piece_count
 from p2pregistry.digest import Digest
 from p2pregistry.errors import NotFound, RequestError
+from p2pregistry.messages import MAX_ANNOUNCE, read_announce, unpack
 from p2pregistry.observe import count_served
-from p2pregistry.oci.media import CAR
+from p2pregistry.oci.media import CAR, OCTET_STREAM
+from p2pregistry.oci.ranges import content_range
 from p2pregistry.oci.reference import check_name, check_tag, parse_reference
-from p2pregistry.serve.http import Request, Response
+from p2pregistry.serve.http import BlobSlice, Request, Response
 from p2pregistry.serve.peer_api import Slots, manifest_answer, send_blob
-from p2pregistry.store.base import BlobStore
+from p2pregistry.store.base import Blob, BlobStore
+from tracker.announces import Announces, MemoryAnnounces
+from tracker.board import Pace
 from tracker.catalog.base import Catalog
+from tracker.handout import Handout
+from tracker.named import Named
 
 _PREFIX: Final = "/p2p/v1/"
 _JSON: Final[tuple[str, str]] = ("Content-Type", "application/json")
 #: Most tags in one answer: more than a page of a node, which asks for one beyond it to know whether there are more.
 _TAGS: Final = 10_000
-#: How many digests are remembered as named by a claim, and for how many seconds: a node asks once a piece.
-_NAMED: Final = 4096
-_NAMED_AGE: Final = 30.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,22 +55,43 @@ class Swarm:
 
 
 class TrackerPeerApi:
-    """The handler of the tracker's peer listener. ``swarm`` is asked at each request: addresses may change."""
+    """The handler of the tracker's peer listener. ``swarm`` is asked at each request: addresses may change.
 
-    def __init__(self, catalog: Catalog, store: BlobStore, slots: Slots, swarm: Callable[[], Swarm]) -> None:
+    ``named`` is this process's memory of what claims name; without ``announces`` they are kept in memory.
+    """
+
+    def __init__(
+        self,
+        catalog: Catalog,
+        store: BlobStore,
+        slots: Slots,
+        swarm: Callable[[], Swarm],
+        *,
+        named: Named | None = None,
+        announces: Announces | None = None,
+    ) -> None:
         self._catalog = catalog
         self._store = store
         self._slots = slots
         self._swarm = swarm
-        self._named: OrderedDict[Digest, float] = OrderedDict()
+        self._named = Named(catalog) if named is None else named
+        randrange = random.Random().randrange  # noqa: S311 - chance, not secrets
+        self._announces = announces or MemoryAnnounces(self._named, pace=Pace(), randrange=randrange)
+        self._handout = Handout(randrange=randrange)
 
     async def __call__(self, request: Request) -> Response:
         """Answer one request. Raises RegistryError."""
         if not request.path.startswith(_PREFIX):
             raise NotFound("NAME_UNKNOWN", "the peer API does not have this endpoint")
-        if request.method not in ("GET", "HEAD"):
-            raise RequestError("UNSUPPORTED", "peers only read", headers={"Allow": "GET, HEAD"})
         parts = request.path.removeprefix(_PREFIX).split("/")
+        match parts:
+            case ["announce"]:
+                _check_method(request, "POST")
+                return await self._announce(request)
+            case ["blobs", digest, "next"]:
+                _check_method(request, "POST")
+                return await self._next(request, Digest.parse(digest))
+        _check_method(request, "GET", "HEAD")
         # from the right: a repository may have any depth and parts of any name
         match parts:
             case ["swarm"]:
@@ -84,8 +110,12 @@ class TrackerPeerApi:
                 return await self._tags(check_name("/".join(name)), request)
         raise NotFound("NAME_UNKNOWN", "the peer API does not have this endpoint")
 
+    async def _announce(self, request: Request) -> Response:
+        announce = read_announce(await request.body.read(MAX_ANNOUNCE))
+        return _json((await self._announces.announce(announce)).encode())
+
     async def _blob(self, request: Request, digest: Digest) -> Response:
-        await self._check_named(digest)
+        await self._named.check(digest)
         blob = await self._store.open(digest)
         try:
             return await send_blob(request, blob, self._slots, count_served("peer"))
@@ -93,16 +123,38 @@ class TrackerPeerApi:
             blob.close()
             raise
 
-    async def _check_named(self, digest: Digest) -> None:
-        now = trio.current_time()
-        if self._named.get(digest, 0.0) > now:
-            return
-        if await self._catalog.metainfo(digest) is None:
-            raise _no_blob()
-        self._named[digest] = now + _NAMED_AGE
-        self._named.move_to_end(digest)
-        if len(self._named) > _NAMED:
-            self._named.popitem(last=False)
+    async def _next(self, request: Request, digest: Digest) -> Response:
+        await self._named.check(digest)
+        blob = await self._store.open(digest)
+        try:
+            if blob.size == 0:
+                raise RequestError("SIZE_INVALID", "an empty blob has no pieces to choose from")
+            count = piece_count(blob.size)
+            # a body somewhat too long is read, so that the answer can say how long it should be
+            wanted = unpack(await request.body.read(2 * (count // 8) + 1024), count)
+            await self._slots.take()
+            # chosen only now: while this request waited, others were sent pieces
+            return self._hand(blob, wanted)
+        except BaseException:
+            blob.close()
+            raise
+
+    def _hand(self, blob: Blob, wanted: bytes) -> Response:
+        """The answer with a piece, once a slot has been taken; it is given back when the piece is out."""
+        handed, wait = self._handout.choose(blob.digest, blob.size, wanted, trio.current_time())
+        if handed is None:
+            self._slots.give()
+            blob.close()
+            return Response(204, [("P2P-Wait", str(math.ceil(1000 * wait)))])
+
+        def sent(count: int) -> None:
+            self._slots.give()
+            handed.sent(count)
+            count_served("peer")(count)
+
+        offset = handed.index * PIECE_SIZE
+        headers = [("Content-Type", OCTET_STREAM), ("Content-Range", content_range(offset, handed.length, blob.size))]
+        return Response(206, headers, BlobSlice(blob, offset, handed.length, sent=sent))
 
     async def _table(self, digest: Digest) -> Response:
         info = await self._catalog.metainfo(digest)
@@ -143,6 +195,11 @@ class TrackerPeerApi:
 
     async def _claims(self, repository: str, digest: Digest) -> Response:
         return _json(msgspec.json.encode({"claims": await self._catalog.claims_for_blob(repository, digest)}))
+
+
+def _check_method(request: Request, *allowed: str) -> None:
+    if request.method not in allowed:
+        raise RequestError("UNSUPPORTED", "not with this method", headers={"Allow": ", ".join(allowed)})
 
 
 def _no_blob() -> NotFound:

@@ -55,6 +55,9 @@ class Catalog(Protocol):
     async def metainfo(self, digest: Digest) -> Metainfo | None:
         """The piece table of any blob that some manifest's claim names, for the peer API; else None."""
 
+    async def named(self, digests: Sequence[Digest]) -> set[Digest]:
+        """Those of ``digests`` that some manifest's claim names."""
+
     async def put_manifest(
         self, repository: str, manifest: NewManifest, tags: Sequence[str], sign: Sign
     ) -> ManifestRecord:

@@ -346,6 +346,20 @@ async def metainfo_is_given_for_claimed_blobs_only(catalog: Catalog) -> None:
 
 
 @_case
+async def of_many_digests_those_that_a_claim_names(catalog: Catalog) -> None:
+    one, two, loose = blob("one"), blob("two"), blob("loose")
+    for each in (one, two, loose):
+        await catalog.add_blob("a", each)
+    assert await catalog.named([one.digest]) == set()
+    await catalog.put_manifest("a", manifest(b"m", [one]), (), Signer())
+    await catalog.add_blob("b", two)
+    await catalog.put_manifest("b", manifest(b"n", [two]), (), Signer())
+    asked = [one.digest, two.digest, loose.digest, blob("unknown").digest]
+    assert await catalog.named(asked) == {one.digest, two.digest}
+    assert await catalog.named([]) == set()
+
+
+@_case
 async def a_manifest_of_several_repositories_has_one_claim_each(catalog: Catalog) -> None:
     sign = Signer()
     new = manifest(b"the same")

@@ -61,6 +61,9 @@ class MemoryCatalog:
         stored = (stored for repository in self._repositories.values() for stored in repository.manifests.values())
         return self._blobs[digest] if any(digest in one.blobs for one in stored) else None
 
+    async def named(self, digests: Sequence[Digest]) -> set[Digest]:
+        return {digest for digest in digests if await self.metainfo(digest) is not None}
+
     async def put_manifest(
         self, repository: str, manifest: NewManifest, tags: Sequence[str], sign: Sign
     ) -> ManifestRecord:

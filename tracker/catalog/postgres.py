@@ -9,11 +9,9 @@ from p2pregistry.content.metainfo import BlobRef, Metainfo
 from p2pregistry.digest import Digest
 from p2pregistry.errors import NotFound, RequestError
 from tracker.catalog.base import ManifestRecord, NewManifest, Sign
+from tracker.catalog.keys import digest_key as _key
+from tracker.catalog.keys import key_digest as _digest
 from tracker.db import Connection, Db
-
-#: Multicodec codes of the hashes, the first byte of a stored digest.
-_CODES: Final = {"sha256": b"\x12", "sha512": b"\x13"}
-_ALGORITHMS: Final = {0x12: "sha256", 0x13: "sha512"}
 
 _BLOB: Final = """
 select b.digest, b.size, b.root from blobs b
@@ -48,6 +46,10 @@ _METAINFO: Final = """
 select digest, size, root, hashes from blobs b
 where digest = %s and exists (select from manifest_blobs where blob_id = b.id)
 """
+_NAMED: Final = """
+select digest from blobs b
+where digest = any(%s::bytea[]) and exists (select from manifest_blobs where blob_id = b.id)
+"""
 _TAGS: Final = """
 select t.name from repositories r left join tags t on t.repository_id = r.id and t.name > %s
 where r.name = %s order by t.name limit %s
@@ -71,14 +73,6 @@ _PUT_TAG: Final = """
 insert into tags (repository_id, name, manifest_id) values (%s, %s, %s)
 on conflict (repository_id, name) do update set manifest_id = excluded.manifest_id, updated_at = now()
 """
-
-
-def _key(digest: Digest) -> bytes:
-    return _CODES[digest.algorithm] + digest.raw
-
-
-def _digest(key: bytes) -> Digest:
-    return Digest(_ALGORITHMS[key[0]], key[1:])
 
 
 def _after(text: str) -> str:
@@ -113,6 +107,9 @@ class PostgresCatalog:
 
     async def metainfo(self, digest: Digest) -> Metainfo | None:
         return await self._db.query(_metainfo, digest)
+
+    async def named(self, digests: Sequence[Digest]) -> set[Digest]:
+        return await self._db.query(_named, digests)
 
     async def put_manifest(
         self, repository: str, manifest: NewManifest, tags: Sequence[str], sign: Sign
@@ -188,6 +185,11 @@ def _blob(connection: Connection, repository: str, digest: Digest) -> BlobRef | 
 def _metainfo(connection: Connection, digest: Digest) -> Metainfo | None:
     row = connection.execute(_METAINFO, (_key(digest),)).fetchone()
     return None if row is None else Metainfo(_digest(row[0]), row[1], row[2], row[3])
+
+
+def _named(connection: Connection, digests: Sequence[Digest]) -> set[Digest]:
+    rows = connection.execute(_NAMED, ([_key(digest) for digest in digests],)).fetchall()
+    return {_digest(key) for (key,) in rows}
 
 
 def _put_manifest(

@@ -1,0 +1,127 @@
+"""The seam ``Announces``: who wants and who holds what, kept for a while, whichever tracker process is asked.
+
+The answers come from a ``Board`` in this process's memory. An implementation keeps it in step with what the other
+processes of the same tracker were told.
+"""
+
+from __future__ import annotations
+
+import functools
+from typing import TYPE_CHECKING, Final, Protocol
+
+import trio
+
+from p2pregistry.errors import RequestError
+from p2pregistry.messages import MAX_PEERS, MIN_INTERVAL, Announce, Announced, Crowd
+from tracker.board import Board, Member, Pace, RandRange
+from tracker.catalog.keys import digest_key
+from tracker.named import Named
+
+if TYPE_CHECKING:
+    from prometheus_client import Counter, Gauge
+
+#: Nodes that are remembered at once; a new one is turned away beyond that.
+MAX_NODES: Final = 50_000
+#: Seconds until the second announce of a node that wants something: by then the others of its crowd are known.
+_SOON: Final = 1.0
+#: Each interval is up to this part shorter or longer, so that a crowd does not come again in the same moment.
+_SPREAD: Final = 0.15
+
+
+class Announces(Protocol):
+    """What nodes announce, and who they are told of."""
+
+    async def announce(self, announce: Announce) -> Announced:
+        """Take a node's announce in and answer it. The node is found by others from now on, until it leaves or is
+        silent for three of its intervals.
+
+        Of the answer: at most MAX_PEERS others, none of another swarm; nothing about digests that no claim names.
+        Raises RequestError (TOOMANYREQUESTS) if there are too many nodes.
+        """
+
+
+class Desk:
+    """What all implementations share: the board, and the answers from it."""
+
+    def __init__(self, named: Named, *, pace: Pace, randrange: RandRange, limit: int = MAX_NODES) -> None:
+        self.named = named
+        self.board = Board(randrange=randrange)
+        self._pace = pace
+        self._randrange = randrange
+        self._limit = limit
+        announces_total()
+
+    def take(self, announce: Announce) -> tuple[Member, float, float]:
+        """Put a node on the board, or take it off. Gives it, for how many seconds it stays unless it announces itself
+        again, and after how many it is to do so. Raises RequestError (TOOMANYREQUESTS)."""
+        announces_total().inc()
+        now = trio.current_time()
+        board = self.board
+        board.expire(now)
+        hold = frozenset(map(digest_key, announce.hold))
+        want = frozenset(map(digest_key, announce.want)) - hold
+        if announce.leaving:
+            board.remove(announce.peer_id)
+            nodes_known().set(len(board))
+            return Member(announce.peer_id, announce.url, announce.swarm, announce.zone), 0.0, self._interval(False)
+        member = Member(announce.peer_id, announce.url, announce.swarm, announce.zone, want, hold)
+        old = board.get(member.peer_id)
+        if old is None and len(board) >= self._limit:
+            raise RequestError("TOOMANYREQUESTS", "too many nodes announce themselves", headers={"Retry-After": "30"})
+        interval = self._interval(bool(want))
+        lasts = self._pace.patience(interval)
+        board.put(member, now + lasts)
+        nodes_known().set(len(board))
+        if want and (old is None or not old.want):
+            interval = min(interval, _SOON * interval / self._pace.wanting)
+        return member, lasts, interval
+
+    def _interval(self, wants: bool) -> float:
+        board = self.board
+        return self._pace.interval(wants, board.wanting, len(board) - board.wanting)
+
+    def answer(self, announce: Announce, interval: float) -> Announced:
+        """What a node is told: from the board as it is now."""
+        board = self.board
+        board.expire(trio.current_time())
+        asked = {digest_key(digest): i for i, digest in enumerate(announce.want) if self.named.known(digest)}
+        crowd = [Crowd()] * len(announce.want)
+        for key, position in asked.items():
+            crowd[position] = board.crowd(announce.swarm, key, announce.peer_id)
+        peers = []
+        if not announce.leaving:
+            peers = board.peers(announce.peer_id, announce.swarm, announce.zone, asked, MAX_PEERS)
+        return Announced(peers, crowd, round(max(MIN_INTERVAL, interval * self._chance()), 3))
+
+    def _chance(self) -> float:
+        return 1 - _SPREAD + 2 * _SPREAD * self._randrange(0, 1000) / 1000
+
+
+class MemoryAnnounces:
+    """``Announces`` of one process: for tests, and for trackers that are alone."""
+
+    def __init__(self, named: Named, *, pace: Pace, randrange: RandRange, limit: int = MAX_NODES) -> None:
+        self.desk = Desk(named, pace=pace, randrange=randrange, limit=limit)
+
+    async def announce(self, announce: Announce) -> Announced:
+        _, _, interval = self.desk.take(announce)
+        await self.desk.named.learn(announce.want)
+        await trio.lowlevel.checkpoint()
+        return self.desk.answer(announce, interval)
+
+
+@functools.cache
+def announces_total() -> Counter:
+    """``p2pregistry_announces_total``: announces taken in."""
+    from prometheus_client import Counter
+
+    nodes_known()
+    return Counter("p2pregistry_announces", "Announces of nodes taken in.")
+
+
+@functools.cache
+def nodes_known() -> Gauge:
+    """``p2pregistry_nodes_known``: nodes that have announced themselves, to this tracker process or to others."""
+    from prometheus_client import Gauge
+
+    return Gauge("p2pregistry_nodes_known", "Nodes that have announced themselves and have not gone.")
