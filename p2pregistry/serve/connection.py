@@ -312,6 +312,11 @@ class Connection:
         out = 0
         try:
             await self.send(lines, _MORE if stream.length else 0)
+            if stream.length is None:
+                async for chunk in stream.chunks:
+                    await self.send(f"{len(chunk):x}\r\n".encode() + chunk + b"\r\n")
+                await self.send(b"0\r\n\r\n")
+                return
             async for chunk in stream.chunks:
                 size = chunk.length if isinstance(chunk, FilePart) else len(chunk)
                 if out + size > stream.length:

@@ -95,7 +95,7 @@ class Stream:
     """
 
     chunks: AsyncIterator[bytes] | AsyncIterator[FilePart | bytes]
-    length: int
+    length: int | None
     sent: Callable[[int], None] | None = None
 
 

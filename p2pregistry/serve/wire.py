@@ -90,7 +90,7 @@ def _plain_fields(raw: bytes) -> Fields | None:
 
 
 def response_head(
-    status: int, headers: Sequence[tuple[str, str]], length: int, *, to_head: bool, keep_alive: bool, date: str
+    status: int, headers: Sequence[tuple[str, str]], length: int | None, *, to_head: bool, keep_alive: bool, date: str
 ) -> bytes:
     """The head of an answer with ``length`` bytes of body; ``to_head``: the answer to a HEAD request.
 
@@ -111,7 +111,9 @@ def response_head(
         if lower in _OURS:
             raise ValueError(f"header {name!r} belongs to the listener")
         parts += (name, ": ", value, "\r\n")
-    if status not in (204, 304):
+    if length is None:
+        parts.append("Transfer-Encoding: chunked\r\n")
+    elif status not in (204, 304):
         if said is not None and said != str(length) and not (to_head and length == 0 and said.isdigit()):
             raise ValueError(f"Content-Length {said} on a body of {length} bytes")
         parts += ("Content-Length: ", said if said is not None else str(length), "\r\n")

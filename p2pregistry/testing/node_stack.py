@@ -34,7 +34,10 @@ from p2pregistry.testing.tracker_api import AUTHORIZATION, PASSWORD, USER, Regis
 from p2pregistry.trust.claims import sign_manifest_claim
 from p2pregistry.trust.keys import TrackerKeys
 from tracker.accounts import Account
+from tracker.announces import MemoryAnnounces
+from tracker.board import Pace
 from tracker.catalog.memory import MemoryCatalog
+from tracker.named import Named
 from tracker.peer_endpoints import Swarm, TrackerPeerApi
 from tracker.push_api import RegistryApi
 from tracker.uploads import Uploads
@@ -88,9 +91,10 @@ async def origin(root: Path) -> AsyncIterator[Origin]:
             account=Account(USER, PASSWORD),
         )
         swarm = Swarm("default", (NAME,), (), keys.root_public, keys.key_set())
-        made = Origin(
-            Registry(push, catalog, store, uploads), keys, TrackerPeerApi(catalog, store, Slots(16, 256), lambda: swarm)
-        )
+        named = Named(catalog)
+        announces = MemoryAnnounces(named, pace=Pace(), randrange=random.Random(2).randrange)  # noqa: S311
+        api = TrackerPeerApi(catalog, store, Slots(16, 256), lambda: swarm, named=named, announces=announces)
+        made = Origin(Registry(push, catalog, store, uploads), keys, api)
         async with running(made.handle, grace=0.0) as url:
             made.url = url
             yield made
