@@ -5,20 +5,29 @@ from __future__ import annotations
 import base64
 from collections import deque
 from collections.abc import Callable
-from typing import Protocol
+from typing import Final, Protocol, cast
 
 import msgspec
 import trio
 
 from p2pregistry.content.car import write_table
 from p2pregistry.content.metainfo import BlobRef, Metainfo
+from p2pregistry.content.unixfs import PIECE_SIZE
 from p2pregistry.digest import Digest
 from p2pregistry.errors import NotFound, RequestError
+from p2pregistry.have_news import MAX_WATCH, Watch, read_watch
+from p2pregistry.haves import Haves
 from p2pregistry.oci.media import CAR, OCTET_STREAM
 from p2pregistry.oci.ranges import content_range, parse_range
-from p2pregistry.serve.http import BlobSlice, Request, Response
+from p2pregistry.serve.have_stream import HaveStream
+from p2pregistry.serve.http import BlobSlice, Request, Response, Stream
 from p2pregistry.store.base import Blob
 from p2pregistry.store.records import StoredManifest
+
+#: Nodes that are told at a time of the pieces that are here.
+MAX_STREAMS: Final = 64
+#: The media type of lines of JSON.
+NEWS: Final = "application/x-ndjson"
 
 
 class Slots:
@@ -30,32 +39,47 @@ class Slots:
     def __init__(self, active: int, queue: int) -> None:
         self._free = active
         self._queue = queue
-        self._waiting: deque[trio.Event] = deque()
+        self._waiting: deque[_Turn] = deque()
 
-    async def take(self) -> None:
-        """Wait for a turn. Raises RequestError (TOOMANYREQUESTS) where too many wait already."""
+    async def take(self, gone: Callable[[], bool] = lambda: False) -> None:
+        """Wait for a turn. Raises RequestError: TOOMANYREQUESTS where too many wait already, status 408 where the turn
+        came to a client that is ``gone``: it goes to the next at once."""
         if self._free > 0:
             self._free -= 1
             return
         if len(self._waiting) >= self._queue:
             raise RequestError("TOOMANYREQUESTS", "too many transfers wait here already", headers={"Retry-After": "1"})
-        turn = trio.Event()
+        turn = _Turn(gone)
         self._waiting.append(turn)
         try:
-            await turn.wait()
+            await turn.came.wait()
         except trio.Cancelled:
-            if turn.is_set():
+            if turn.mine:
                 self.give()  # the turn came as the caller left: pass it on
-            else:
+            elif not turn.came.is_set():
                 self._waiting.remove(turn)
             raise
+        if not turn.mine:
+            raise RequestError("UNAVAILABLE", "the client left while it waited", status=408)
 
     def give(self) -> None:
         """A transfer has ended."""
-        if self._waiting:
-            self._waiting.popleft().set()
-        else:
-            self._free += 1
+        while self._waiting:
+            turn = self._waiting.popleft()
+            turn.mine = not turn.gone()
+            turn.came.set()
+            if turn.mine:
+                return
+        self._free += 1
+
+
+class _Turn:
+    """One who waits; ``mine`` once the turn has come and was taken."""
+
+    def __init__(self, gone: Callable[[], bool]) -> None:
+        self.gone = gone
+        self.came = trio.Event()
+        self.mine = False
 
 
 class Holdings(Protocol):
@@ -72,15 +96,31 @@ class Held(Protocol):
 
 
 class PeerApi:
-    """The handler of a node's peer listener."""
+    """The handler of a node's peer listener. ``watching`` is told of each node that asks to be told what is here: it
+    fetches the same, so it is a source too."""
 
-    def __init__(self, holdings: Holdings, held: Held, slots: Slots, *, served: Callable[[int], None]) -> None:
+    def __init__(
+        self,
+        holdings: Holdings,
+        held: Held,
+        slots: Slots,
+        *,
+        served: Callable[[int], None],
+        haves: Haves | None = None,
+        watching: Callable[[Watch], None] = lambda _watch: None,
+    ) -> None:
         self._holdings, self._held, self._slots, self._served = holdings, held, slots, served
+        self._haves = Haves() if haves is None else haves
+        self._watching = watching
 
     async def __call__(self, request: Request) -> Response:
+        parts = request.path.split("/")
+        if parts == ["", "p2p", "v1", "have"]:
+            if request.method != "POST":
+                raise RequestError("UNSUPPORTED", "POST what you want to be told of", headers={"Allow": "POST"})
+            return await self._have(request)
         if request.method not in ("GET", "HEAD"):
             raise RequestError("UNSUPPORTED", "peers only read", headers={"Allow": "GET, HEAD"})
-        parts = request.path.split("/")
         match parts:
             case ["", "p2p", "v1", "blobs", digest]:
                 return await self._blob(request, Digest.parse(digest))
@@ -94,12 +134,38 @@ class PeerApi:
         # served only if a claim names it: bytes without a repository belong to nobody
         if self._holdings.ref(digest) is None:
             raise NotFound("BLOB_UNKNOWN", "not here")
-        blob = await self._held.open(digest)
+        blob = await self._open(request, digest)
         try:
             return await send_blob(request, blob, self._slots, self._served)
         except BaseException:
             blob.close()
             raise
+
+    async def _open(self, request: Request, digest: Digest) -> Blob:
+        """The blob, or as much of an unfinished one as was asked for."""
+        for _ in range(2):  # while one place is looked at, the blob may move to the other
+            partial = self._haves.partial(digest)
+            if partial is not None:
+                offset, length = parse_range(request.header("range"), partial.size) or (0, partial.size)
+                last = max(offset, offset + length - 1)
+                if not all(partial.has(index) for index in range(offset // PIECE_SIZE, last // PIECE_SIZE + 1)):
+                    raise RequestError("PIECE_UNKNOWN", "some of these pieces are not here yet", status=416)
+                return await partial.open()
+            try:
+                return await self._held.open(digest)
+            except NotFound:
+                continue
+        raise NotFound("BLOB_UNKNOWN", "not here")
+
+    async def _have(self, request: Request) -> Response:
+        watch = read_watch(await request.body.read(MAX_WATCH))
+        if self._haves.watchers >= MAX_STREAMS:
+            raise RequestError(
+                "TOOMANYREQUESTS", "too many nodes are told of pieces here already", headers={"Retry-After": "10"}
+            )
+        self._watching(watch)
+        stream = HaveStream(self._haves.watch(watch))
+        return Response(200, [("Content-Type", NEWS)], Stream(stream, cast(int, None)))
 
     def _table(self, digest: Digest) -> Response:
         info = self._holdings.metainfo(digest)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import pytest
@@ -13,9 +14,11 @@ from hypothesis import strategies as st
 
 from p2pregistry.content.metainfo import BlobRef
 from p2pregistry.digest import Digest
+from p2pregistry.errors import NotFound
 from p2pregistry.have_news import HaveNews, Watch
-from p2pregistry.haves import LINE_BUDGET, Haves, Watcher
+from p2pregistry.haves import LINE_BUDGET, Haves, Partial, Watcher
 from p2pregistry.messages import MAX_PEERS, unpack
+from p2pregistry.store.base import Blob
 
 A, B, C = (Digest.of(bytes([n])) for n in range(3))
 
@@ -245,7 +248,13 @@ async def test_a_watcher_wakes_for_news_and_for_the_end(autojump_clock: trio.tes
         await watcher.wait()
         woken.append("news" if watcher.pending else "end")
 
-    for happens in (lambda: haves.begin(A, 3), lambda: haves.add(A, 2), lambda: haves.full(A), haves.close):
+    events: list[Callable[[], None]] = [
+        lambda: haves.begin(A, 3),
+        lambda: haves.add(A, 2),
+        lambda: haves.full(A),
+        haves.close,
+    ]
+    for happens in events:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(wait)
             await trio.testing.wait_all_tasks_blocked()
@@ -265,19 +274,23 @@ def test_a_partial_is_closed_when_it_is_needed_no_more(how: str) -> None:
         def has(self, index: int) -> bool:
             return index == 0
 
-        async def open(self) -> object:
-            raise NotImplementedError
+        async def open(self) -> Blob:
+            raise NotFound("BLOB_UNKNOWN", "nobody opens it here")
 
         def close(self) -> None:
             closed.append(1)
 
     haves = Haves()
-    partial = Open()
-    haves.begin(A, 5, [0], partial)  # type: ignore[arg-type]
+    partial: Partial = Open()
+    haves.begin(A, 5, [0], partial)
     assert haves.partial(A) is partial
     assert haves.partial(B) is None
-    {"full": haves.full, "drop": haves.drop, "begin": lambda d: haves.begin(d, 5), "close": lambda _d: haves.close()}[
-        how
-    ](A)
+    endings: dict[str, Callable[[], None]] = {
+        "full": lambda: haves.full(A),
+        "drop": lambda: haves.drop(A),
+        "begin": lambda: haves.begin(A, 5),
+        "close": haves.close,
+    }
+    endings[how]()
     assert haves.partial(A) is None
     assert closed == [1]
