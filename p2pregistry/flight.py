@@ -90,7 +90,7 @@ class Flight:
             self._resume()
         return self._next_reader
 
-    def move(self, reader: int, index: int, end: int | None = None) -> None:
+    def move(self, reader: int, index: int, end: int) -> None:
         if self._plan is not None:
             self._obey(self._plan.reader(reader, index, trio.current_time(), end))
 

@@ -21,8 +21,8 @@ class Followed(Protocol):
     def enter(self) -> int:
         """Count a reader; its number."""
 
-    def move(self, reader: int, index: int) -> None:
-        """The reader wants this piece next."""
+    def move(self, reader: int, index: int, end: int) -> None:
+        """The reader wants this piece next, and those after it up to ``end`` (not included)."""
 
     def leave(self, reader: int) -> None:
         """The reader is gone."""
@@ -45,7 +45,7 @@ class Reading:
         assert spool is not None
         assert self._id is not None
         index = min(self._at // PIECE_SIZE, spool.info.count - 1)
-        self._flight.move(self._id, index)
+        self._flight.move(self._id, index, max(index + 1, -(-self._end // PIECE_SIZE)))
         await spool.wait(index)
         return spool, index
 

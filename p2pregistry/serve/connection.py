@@ -313,9 +313,7 @@ class Connection:
         try:
             await self.send(lines, _MORE if stream.length else 0)
             if stream.length is None:
-                async for chunk in stream.chunks:
-                    await self.send(f"{len(chunk):x}\r\n".encode() + chunk + b"\r\n")
-                await self.send(b"0\r\n\r\n")
+                await self._send_chunks(stream)
                 return
             async for chunk in stream.chunks:
                 size = chunk.length if isinstance(chunk, FilePart) else len(chunk)
@@ -340,6 +338,14 @@ class Connection:
             if stream.sent is not None:
                 stream.sent(out)
             await _release_stream(stream)
+
+    async def _send_chunks(self, stream: Stream) -> None:
+        """A body that nobody knows the length of (RFC 9112, 7.1): each item goes out at once."""
+        async for chunk in stream.chunks:
+            assert not isinstance(chunk, FilePart), "parts of files have lengths"
+            if chunk:  # an empty one would be the end
+                await self.send(b"%x\r\n%b\r\n" % (len(chunk), chunk))
+        await self.send(b"0\r\n\r\n")
 
     async def _linger(self) -> None:
         """Close so that the client still gets the answer: closing with unread input would reset it (RFC 9112, 9.6)."""

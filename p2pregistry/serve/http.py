@@ -89,6 +89,7 @@ class BlobSlice:
 @dataclass(slots=True)
 class Stream:
     """Bytes that are made while they are sent: exactly ``length`` of them. A FilePart is sent before the next is taken.
+    Without a length each item is sent as a chunk of its own, at once, until there are no more.
 
     The listener calls ``aclose`` on ``chunks`` in the same task whatever happens. A handler returns one only when the
     first bytes are at hand, so that a failure before them can still be an honest error status.

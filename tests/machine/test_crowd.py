@@ -75,7 +75,7 @@ async def test_with_the_tracker_gone_a_crowd_meets_at_the_holder(tmp_path: Path)
         tracker.dead = True
         await together(nodes[1:])
         assert all(node.fetched.get("tracker", 0) == 0 for node in nodes[1:])
-        assert nodes[0].served <= 3 * len(LAYER), "of four that it would send without sharing"
+        assert sum(node.served for node in nodes[1:]) > 0, "they have met and shared"
 
 
 async def test_a_node_that_was_not_asked_fetches_nothing(tmp_path: Path) -> None:
@@ -94,6 +94,8 @@ async def test_what_a_paused_flight_has_is_shared(tmp_path: Path) -> None:
     async with AsyncExitStack() as stack:
         tracker = await started(stack, tmp_path)
         nodes = await crowd(stack, tmp_path, 2, tracker=tracker.url, rest=False)
+        for node in nodes:
+            assert (await request(node.url, "GET", f"/v2/{REPO}/manifests/1")).status == 200
         part = ("Range", f"bytes=0-{4 * MIB - 1}")
         answer = await request(nodes[0].url, "GET", f"/v2/{REPO}/blobs/{DIGEST}", headers=(part,))
         assert answer.body == LAYER[: 4 * MIB]
