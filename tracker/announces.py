@@ -76,6 +76,17 @@ class Desk:
             interval = min(interval, _SOON * interval / self._pace.wanting)
         return member, lasts, interval
 
+    def learn(self, member: Member, until: float) -> None:
+        """What another process was told."""
+        if self.board.get(member.peer_id) is not None or len(self.board) < self._limit:
+            self.board.put(member, until)
+            nodes_known().set(len(self.board))
+
+    def expire(self) -> None:
+        """Forget whoever is gone."""
+        self.board.expire(trio.current_time())
+        nodes_known().set(len(self.board))
+
     def _interval(self, wants: bool) -> float:
         board = self.board
         return self._pace.interval(wants, board.wanting, len(board) - board.wanting)

@@ -8,6 +8,7 @@ then the DHT closes, then the database's connections, and the embedded Postgres 
 from __future__ import annotations
 
 import os
+import random
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
@@ -27,10 +28,14 @@ from p2pregistry.store.files import FileStore, open_files
 from p2pregistry.trust.claims import ManifestClaim, sign_manifest_claim
 from p2pregistry.trust.keys import TrackerKeys
 from tracker.accounts import Account
+from tracker.announces import Desk
+from tracker.announces_postgres import PostgresAnnounces
+from tracker.board import Pace
 from tracker.catalog.migrate import migrate as migrate_schema
 from tracker.catalog.postgres import PostgresCatalog
 from tracker.db import Connection, Db
 from tracker.embedded import embedded_postgres
+from tracker.named import Named
 from tracker.peer_endpoints import Swarm, TrackerPeerApi
 from tracker.push_api import RegistryApi
 from tracker.settings import TrackerSettings, read_secret
@@ -44,9 +49,6 @@ GRACE: Final = 10.0
 DEADLINE: Final = 30.0
 #: Seconds between two questions to the database whether it is there.
 PROBE: Final = 1.0
-#: Transfers to nodes at once, and how many may wait for their turn.
-PEER_UPLOADS: Final = 16
-PEER_QUEUE: Final = 512
 
 _log = observe.logger(__name__)
 Ready = Callable[[dict[str, object]], None]
@@ -85,6 +87,7 @@ async def _live(settings: TrackerSettings, ready: Ready, stop: trio.Event) -> No
         async with trio.open_nursery() as nursery:
             nursery.start_soon(parts.uploads.run_expiry)
             nursery.start_soon(parts.probe.run)
+            nursery.start_soon(parts.announces.run)
             async with trio.open_nursery() as servers:
                 for name, handler in parts.handlers.items():
                     await servers.start(_serve, name, handler, listeners[name], stop)
@@ -102,6 +105,7 @@ class _Parts:
     handlers: dict[str, Handler]
     uploads: Uploads
     probe: _Probe
+    announces: PostgresAnnounces
 
 
 def _assemble(
@@ -134,12 +138,22 @@ def _assemble(
         manifest_limit=settings.uploads.max_manifest_bytes,
     )
     probe = _Probe(db)
+    named = Named(catalog)
+    announces = _announces(settings, db, named)
+    slots = Slots(settings.peer.max_uploads, settings.peer.queue)
     handlers: dict[str, Handler] = {
         "registry": registry,
-        "peer": TrackerPeerApi(catalog, store, Slots(PEER_UPLOADS, PEER_QUEUE), swarm),
+        "peer": TrackerPeerApi(catalog, store, slots, swarm, named=named, announces=announces),
         "metrics": health(lambda: probe.reason),
     }
-    return _Parts(handlers, uploads, probe)
+    return _Parts(handlers, uploads, probe, announces)
+
+
+def _announces(settings: TrackerSettings, db: Db, named: Named) -> PostgresAnnounces:
+    stated = settings.announces
+    pace = Pace(stated.interval, stated.idle_interval, stated.rate)
+    randrange = random.Random().randrange  # noqa: S311 - chance, not secrets
+    return PostgresAnnounces(db, Desk(named, pace=pace, randrange=randrange, limit=stated.max_nodes))
 
 
 class _Probe:

@@ -250,6 +250,8 @@ class Pace:
     wanting: float = 3.0
     holding: float = 30.0
     rate: float = 300.0
+    #: Seconds of silence that any node may take.
+    silence: float = 10.0
 
     def interval(self, wants: bool, wanting: int, holding: int) -> float:
         """Seconds until a node's next announce, with so many nodes of each kind."""
@@ -258,4 +260,4 @@ class Pace:
 
     def patience(self, interval: float) -> float:
         """Seconds without an announce after which a node with this interval is gone."""
-        return max(10.0, 3 * interval)
+        return max(self.silence, 3 * interval)

@@ -9,10 +9,11 @@ from typing import Annotated, Literal
 import msgspec
 
 from p2pregistry.errors import SettingsError
-from p2pregistry.settings import Port, Positive, Seconds, Section, Setting, Settings
+from p2pregistry.settings import Port, Positive, Seconds, Section, Setting, Settings, Size
 
 MIB = 1024 * 1024
 Texts = tuple[str, ...]
+Interval = Annotated[float, msgspec.Meta(ge=0.2, le=3600)]
 
 
 class Tracker(Section, frozen=True):
@@ -44,6 +45,22 @@ class Registry(Section, frozen=True):
 class Peer(Section, frozen=True):
     host: Annotated[str, Setting("Address the peer API listens on.")] = "127.0.0.1"
     port: Annotated[Port, Setting("Port of the peer API; 0 takes any free one.")] = 5051
+    max_uploads: Annotated[Positive, Setting("How many transfers to nodes run at once; others wait their turn.")] = 16
+    queue: Annotated[Size, Setting("How many transfers may wait; nodes beyond that are told to come back later.")] = 512
+
+
+class Announces(Section, frozen=True):
+    interval: Annotated[
+        Interval, Setting("How often a node that wants something tells what it wants and holds.", unit="seconds")
+    ] = 3.0
+    idle_interval: Annotated[
+        Interval, Setting("How often a node that wants nothing tells what it holds.", unit="seconds")
+    ] = 30.0
+    rate: Annotated[
+        Positive,
+        Setting("Announces a second, of all nodes together, beyond which nodes are told to come less often."),
+    ] = 300
+    max_nodes: Annotated[Positive, Setting("Nodes that are remembered at once; others are turned away.")] = 50_000
 
 
 class Libp2p(Section, frozen=True):
@@ -95,6 +112,7 @@ class TrackerSettings(Settings, frozen=True):
     tracker: Tracker = msgspec.field(default_factory=Tracker)
     registry: Registry = msgspec.field(default_factory=Registry)
     peer: Peer = msgspec.field(default_factory=Peer)
+    announces: Announces = msgspec.field(default_factory=Announces)
     libp2p: Libp2p = msgspec.field(default_factory=Libp2p)
     metrics: Metrics = msgspec.field(default_factory=Metrics)
     database: Database = msgspec.field(default_factory=Database)
