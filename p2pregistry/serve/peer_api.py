@@ -165,7 +165,7 @@ class PeerApi:
             )
         self._watching(watch)
         stream = HaveStream(self._haves.watch(watch))
-        return Response(200, [("Content-Type", NEWS)], Stream(stream, cast(int, None)))
+        return Response(200, [("Content-Type", NEWS)], Stream(stream, cast("int", None)))
 
     def _table(self, digest: Digest) -> Response:
         info = self._holdings.metainfo(digest)

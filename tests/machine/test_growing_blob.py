@@ -39,7 +39,7 @@ class Followed:
         self.readers += 1
         return self.readers
 
-    def move(self, reader: int, index: int) -> None:
+    def move(self, reader: int, index: int, end: int) -> None:
         self.at.append(index)
 
     def leave(self, reader: int) -> None:
