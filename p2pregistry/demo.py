@@ -69,7 +69,9 @@ async def show(tracker: Mapping[str, Any], nodes: Sequence[Mapping[str, Any]], s
     _what_next(tracker, nodes, screen)
 
 
-async def push(client: httpx.AsyncClient, tracker: Mapping[str, Any], layout: Layout, image: Descriptor) -> None:
+async def push(
+    client: httpx.AsyncClient, tracker: Mapping[str, Any], layout: Layout, image: Descriptor, tag: str = TAG
+) -> None:
     """Push as a container client does: each blob by POST and PUT, then the manifest."""
     base = f"{str(tracker['url']).rstrip('/')}/v2/{REPOSITORY}"
     auth = (str(tracker["username"]), str(tracker["password"]))
@@ -82,7 +84,7 @@ async def push(client: httpx.AsyncClient, tracker: Mapping[str, Any], layout: La
         answer = await client.put(place, content=_chunks(layout.path(blob.digest)), headers=headers, auth=auth)
         _expect(answer, 201, "upload a blob")
     answer = await client.put(
-        f"{base}/manifests/{TAG}", content=layout.read(image.digest), headers={"content-type": MANIFEST}, auth=auth
+        f"{base}/manifests/{tag}", content=layout.read(image.digest), headers={"content-type": MANIFEST}, auth=auth
     )
     _expect(answer, 201, "put the manifest")
 

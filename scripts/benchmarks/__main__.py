@@ -1,4 +1,4 @@
-"""scripts/bench: a node beside nginx and docker-registry, in one run, in turns.
+"""scripts/bench: what a node does, beside others that do the same, in one run.
 
 Machines differ and are never quite idle, so what counts are ratios of measurements that followed each other at once:
 each round measures everybody, and the ratio is the median over the rounds.
@@ -7,231 +7,55 @@ each round measures everybody, and the ratio is the median over the rounds.
 from __future__ import annotations
 
 import argparse
+import importlib
+import importlib.util
 import os
-import shutil
+import signal
 import sys
-import tempfile
-import time
-from contextlib import ExitStack
-from dataclasses import dataclass
-from pathlib import Path
 
-import httpx
 import measure
-import trio
-from measure import Load, say
-from processes import BenchError, Node, Swarm, docker_registry, fresh_node, nginx, swarm
+from measure import say
+from processes import BenchError
 from report import Report
 
-from p2pregistry.demo import REPOSITORY, TAG, push
-from p2pregistry.testing.images import MIB, Descriptor, Layout, make_image
-
-RSS_LIMIT = 150.0  # MB
-WRK_SECONDS = 4
-
-
-@dataclass(slots=True)
-class Bench:
-    """An image, a swarm whose tracker has it, and the peers that have it too."""
-
-    report: Report
-    runs: int
-    folder: Path
-    layout: Layout
-    image: Descriptor
-    swarm: Swarm
-    nginx: str | None = None
-    registry: str | None = None
-
-    @property
-    def layer(self) -> Descriptor:
-        return self.image.parts[-1]
-
-    def blob(self, base: str) -> str:
-        """The URL of the layer at a registry or node."""
-        return f"{base}/v2/{REPOSITORY}/blobs/{self.layer.digest}"
-
-    def manifest(self, base: str) -> str:
-        """The URL of the manifest by tag."""
-        return f"{base}/v2/{REPOSITORY}/manifests/{TAG}"
-
-
-def warm(bench: Bench) -> None:
-    """A blob that the node holds."""
-    node, size = bench.swarm.node, bench.layer.size
-    _pull_once(bench, node)
-    _one_file(bench)
-    urls = {"node": bench.blob(node.url)}
-    if bench.nginx:
-        urls["nginx"] = f"{bench.nginx}/{bench.layout.path(bench.layer.digest).name}"
-    if bench.registry:
-        urls["docker-registry"] = bench.blob(bench.registry)
-    rates: dict[str, list[float]] = {name: [] for name in ("node", "nginx", "docker-registry")}
-    for url in urls.values():
-        measure.curl(url, size)  # into the page cache, and code paths run once
-    for turn in range(bench.runs):
-        for name, url in urls.items():
-            rates[name].append(measure.curl(url, size).rate)
-        say(f"round {turn + 1} of {bench.runs}: " + ", ".join(f"{n} {r[-1]:.0f} MB/s" for n, r in rates.items() if r))
-    report, unit = bench.report, "MB/s"
-    report.ratio("node, warm blob", rates["node"], unit, "nginx", rates["nginx"], 0.9)
-    report.ratio("node, warm blob", rates["node"], unit, "docker-registry", rates["docker-registry"], 1.0)
-    report.value("nginx", rates["nginx"], unit)
-    report.value("docker-registry", rates["docker-registry"], unit)
-
-
-def manifest(bench: Bench) -> None:
-    """A manifest by tag, again and again."""
-    urls = {"node": bench.manifest(bench.swarm.node.url)}
-    if bench.nginx:
-        urls["nginx"] = f"{bench.nginx}/{bench.layout.path(bench.image.digest).name}"
-    if bench.registry:
-        urls["docker-registry"] = bench.manifest(bench.registry)
-    for part in bench.image.parts:  # warm: the node has pulled the image
-        measure.get(f"{bench.swarm.node.url}/v2/{REPOSITORY}/blobs/{part.digest}")
-    body = bench.layout.read(bench.image.digest)
-    for name, url in urls.items():
-        if measure.get(url) != body:
-            raise BenchError(f"{name} serves another manifest than was pushed")
-    loads: dict[str, list[Load]] = {name: [] for name in ("node", "nginx", "docker-registry")}
-    for turn in range(bench.runs):
-        for name, url in urls.items():
-            loads[name].append(measure.wrk(url, WRK_SECONDS))
-        last = (f"{n} {x[-1].rate:.0f}/s p99 {x[-1].p99:.2f} ms" for n, x in loads.items() if x)
-        say(f"round {turn + 1} of {bench.runs}: " + ", ".join(last))
-    rates = {name: [load.rate for load in found] for name, found in loads.items()}
-    slowest = {name: [load.p99 for load in found] for name, found in loads.items()}
-    report = bench.report
-    report.least("node, manifest by tag", rates["node"], "req/s", least=10_000)
-    report.limit("node, p99", slowest["node"], "ms", most=5.0)
-    report.ratio("node, manifest by tag", rates["node"], "req/s", "docker-registry", rates["docker-registry"], 4.0)
-    report.ratio("node, manifest by tag", rates["node"], "req/s", "nginx", rates["nginx"], None)
-    for name in ("docker-registry", "nginx"):
-        report.value(name, rates[name], "req/s")
-        report.value(f"{name}, p99", slowest[name], "ms")
-
-
-def cold(bench: Bench) -> None:
-    """A blob that one other node holds: a new node in each round."""
-    size = bench.layer.size
-    _pull_once(bench, bench.swarm.node)
-    _one_file(bench)
-    ours, theirs, first, peaks, shares = [], [], [], [], []
-    for turn in range(bench.runs):
-        folder = bench.folder / f"cold{turn}"
-        os.sync()  # what was written before is not to be paid for now
-        with fresh_node(bench.swarm, folder) as node:
-            measure.get(bench.manifest(node.url))  # as an engine does; not part of the time
-            got = measure.curl(bench.blob(node.url), size)
-            amounts = measure.fetched(node.metrics_url)
-            peaks += [peak] if (peak := measure.peak_rss(node.pid)) is not None else []
-        shutil.rmtree(folder)
-        ours.append(got.rate)
-        first.append(got.first_byte * 1000)
-        shares.append(amounts.get("peer", 0) / max(1, sum(amounts.values())))
-        text = f"node {got.rate:.0f} MB/s, {shares[-1]:.0%} from the other node"
-        if bench.nginx:
-            os.sync()
-            url, path = f"{bench.nginx}/{bench.layout.path(bench.layer.digest).name}", bench.folder / "copy"
-            theirs.append(measure.curl_to_disk(url, size, bench.layer.digest, path).rate)
-            path.unlink()
-            text += f", curl from nginx to disk and sha256sum {theirs[-1]:.0f} MB/s"
-        say(f"round {turn + 1} of {bench.runs}: {text}")
-    report = bench.report
-    report.ratio("node, cold blob from one node", ours, "MB/s", "nginx+curl+sha256", theirs, 0.7)
-    report.value("nginx+curl+sha256", theirs, "MB/s")
-    report.least("bytes from the other node", [share * 100 for share in shares], "%", least=99.0)
-    report.value("node, first byte", first, "ms")
-    report.limit("peak RSS, receiving node", [max(peaks)] if peaks else [], "MB", most=RSS_LIMIT)
-    peak = measure.peak_rss(bench.swarm.node.pid)
-    report.limit("peak RSS, serving node", [] if peak is None else [peak], "MB", most=RSS_LIMIT)
-
-
-def _held(bench: Bench) -> Path:
-    """Where the first node keeps the layer."""
-    name = bench.layer.digest.removeprefix("sha256:")
-    return bench.swarm.folder / "node1" / "blobs" / "sha256" / name[:2] / name
-
-
-def _pull_once(bench: Bench, node: Node) -> None:
-    """The first node takes the blob from the tracker. The client has it before it is synced to the disk: wait."""
-    measure.get(bench.manifest(node.url))
-    say(f"the node has it from the tracker: {measure.curl(bench.blob(node.url), bench.layer.size).rate:.0f} MB/s")
-    deadline = time.monotonic() + 120
-    while not _held(bench).exists():
-        if time.monotonic() > deadline:
-            raise BenchError("the node does not keep what it has pulled")
-        time.sleep(0.1)
-
-
-def _one_file(bench: Bench) -> None:
-    """All serve the very file that the node wrote: how it lies in memory and on the disk is then the same for all."""
-    source, name = _held(bench), bench.layer.digest.removeprefix("sha256:")
-    blobs = bench.folder / "docker-registry" / "registry" / "docker" / "registry" / "v2" / "blobs" / "sha256"
-    for path in (bench.layout.path(bench.layer.digest), blobs / name[:2] / name / "data"):
-        if path.exists():
-            link = path.with_name("link")
-            link.hardlink_to(source)
-            link.replace(path)
-
-
-BENCHES = {"warm": warm, "cold": cold, "manifest": manifest}
-RUNS = {"warm": 9, "cold": 5, "manifest": 5}
+#: Each bench is a module with ``arguments(parser)`` and ``run(args, report)``, which raises BenchError.
+BENCHES = {
+    "warm": ("single", "a blob that the node holds, to curl"),
+    "manifest": ("single", "a manifest by tag, again and again"),
+    "cold": ("single", "a blob that one other node holds, through a new node"),
+    "small": ("small", "small images through a new node, and directly"),
+    "memory": ("memory", "what a node takes while many pull from it and it pulls"),
+    "swarm": ("swarm", "many nodes with shaped links that pull the same image at once; needs root"),
+    "lookup": ("lookup", "who holds a blob, through the DHT"),
+}
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(prog="scripts/bench", description=__doc__)
-    parser.add_argument("bench", choices=sorted(BENCHES))
-    parser.add_argument("--json", action="store_true", help="print one JSON object")
-    parser.add_argument("--runs", type=int, help="rounds")
-    parser.add_argument("--mib", type=int, default=1024, help="size of the blob; targets are for 1024")
+    commands = parser.add_subparsers(dest="bench", required=True, metavar="BENCH")
+    modules = {}
+    for name, (module, text) in BENCHES.items():
+        if importlib.util.find_spec(module) is None:
+            continue
+        command = commands.add_parser(name, help=text, description=text)
+        command.add_argument("--json", action="store_true", help="print one JSON object")
+        command.add_argument("--runs", type=int, help="rounds")
+        modules[name] = importlib.import_module(module)
+        modules[name].arguments(command)
     args = parser.parse_args()
     report = Report(args.bench, measure.machine())
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # what was started is stopped then, too
     try:
-        with tempfile.TemporaryDirectory(prefix="p2pregistry-bench-") as name, ExitStack() as stack:
-            bench = _prepare(stack, report, Path(name), args.runs or RUNS[args.bench], args.mib)
-            BENCHES[args.bench](bench)
+        modules[args.bench].run(args, report)
     except BenchError as err:
         say(f"scripts/bench: {err}")
         return 1
+    except KeyboardInterrupt:
+        say("scripts/bench: interrupted; what it had started is stopped")
+        return 130
     report.machine["load_after"] = round(os.getloadavg()[0], 2)
     print(report.as_json() if args.json else report.as_text())
     return 0
-
-
-def _prepare(stack: ExitStack, report: Report, folder: Path, runs: int, mib: int) -> Bench:
-    """Everything that runs during the measurement, with the image in it."""
-    for needed in ("curl", "wrk") if report.bench == "manifest" else ("curl",):
-        if report.machine[needed] is None:
-            raise BenchError(f"{needed} is not installed")
-    small = report.bench == "manifest"
-    say("making an image" + ("" if small else f" with a layer of {mib} MiB"))
-    layout = Layout(folder / "image")
-    image = (
-        make_image(layout, layers=5, layer_bytes=MIB) if small else make_image(layout, layers=1, layer_bytes=mib * MIB)
-    )
-    say("starting the tracker and a node, and pushing")
-    bench = Bench(report, runs, folder, layout, image, stack.enter_context(swarm(folder / "data")))
-    _push(bench, dict(bench.swarm.tracker))
-    try:
-        bench.nginx = stack.enter_context(nginx(folder / "nginx", layout.root / "blobs" / "sha256"))
-    except BenchError as err:
-        report.skipped["nginx"] = str(err)
-    if report.bench != "cold":
-        try:
-            bench.registry = stack.enter_context(docker_registry(folder / "docker-registry"))
-            _push(bench, {"url": bench.registry, "username": "", "password": ""})
-        except BenchError as err:
-            report.skipped["docker-registry"] = str(err)
-    return bench
-
-
-def _push(bench: Bench, registry: dict[str, str]) -> None:
-    async def run() -> None:
-        async with httpx.AsyncClient(timeout=httpx.Timeout(120), trust_env=False) as client:
-            await push(client, registry, bench.layout, bench.image)
-
-    trio.run(run)
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ import subprocess
 import sys
 import time
 import tomllib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -78,7 +78,7 @@ def find(program: str) -> str | None:
 def swarm(folder: Path) -> Iterator[Swarm]:
     """``p2pregistry up --nodes 1`` in ``folder``."""
     command = [*PROGRAM, "up", "--nodes", "1", "--port", "0", "--json", "--data-dir", str(folder)]
-    with (folder.parent / "up.log").open("wb") as log, _process(command, log, stdout=subprocess.PIPE) as process:
+    with (folder.parent / "up.log").open("wb") as log, running(command, log, stdout=subprocess.PIPE) as process:
         assert process.stdout is not None
         line = process.stdout.readline()  # "up" has a deadline of its own
         if not line:
@@ -102,8 +102,8 @@ def fresh_node(swarm_: Swarm, folder: Path) -> Iterator[Node]:
     command = [*PROGRAM, "node", "run", "--config", str(config), "--ready-fd", str(writing)]
     with (folder / "log").open("wb") as log, os.fdopen(reading, "rb") as ready:
         try:
-            running = _process(command, log, pass_fds=(writing,))
-            process = running.__enter__()
+            started = running(command, log, pass_fds=(writing,))
+            process = started.__enter__()
         finally:
             os.close(writing)
         try:
@@ -112,7 +112,7 @@ def fresh_node(swarm_: Swarm, folder: Path) -> Iterator[Node]:
                 raise BenchError(f"a node did not start:\n{(folder / 'log').read_text()}")
             yield _node(json.loads(line) | {"pid": process.pid})
         finally:
-            running.__exit__(None, None, None)
+            started.__exit__(None, None, None)
 
 
 def _node(said: Mapping[str, Any]) -> Node:
@@ -128,7 +128,7 @@ def nginx(folder: Path, root: Path) -> Iterator[str]:
     user = "user root;\n" if os.geteuid() == 0 else ""  # else it may not look into a temporary directory
     config = folder / "nginx.conf"
     config.write_text(NGINX.format(user=user, folder=folder, root=root, port=port))
-    with (folder / "log").open("wb") as log, _process([program, "-p", str(folder), "-c", str(config)], log) as process:
+    with (folder / "log").open("wb") as log, running([program, "-p", str(folder), "-c", str(config)], log) as process:
         _wait_for(process, port, folder / "log")
         yield f"http://127.0.0.1:{port}"
 
@@ -141,7 +141,7 @@ def docker_registry(folder: Path) -> Iterator[str]:
     port = _free_port()
     config = folder / "config.yml"
     config.write_text(REGISTRY.format(folder=folder, port=port))
-    with (folder / "log").open("wb") as log, _process([program, "serve", str(config)], log) as process:
+    with (folder / "log").open("wb") as log, running([program, "serve", str(config)], log) as process:
         _wait_for(process, port, folder / "log")
         yield f"http://127.0.0.1:{port}"
 
@@ -172,20 +172,43 @@ def _wait_for(process: subprocess.Popen[bytes], port: int, log: Path) -> None:
 
 
 @contextmanager
-def _process(
-    command: list[str], log: Any, *, stdout: int | None = None, pass_fds: tuple[int, ...] = ()
+def running(
+    command: Sequence[str],
+    log: Any,
+    *,
+    stdout: int | None = None,
+    pass_fds: tuple[int, ...] = (),
+    pipes: bool = False,
 ) -> Iterator[subprocess.Popen[bytes]]:
+    """A process until the end of the block; then it is asked to stop, and killed if it does not.
+
+    With ``pipes`` its standard input and output are pipes to this process, and Ctrl-C does not reach it.
+    """
     process = subprocess.Popen(
-        command, stdin=subprocess.DEVNULL, stdout=log if stdout is None else stdout, stderr=log, pass_fds=pass_fds
+        command,
+        stdin=subprocess.PIPE if pipes else subprocess.DEVNULL,
+        stdout=subprocess.PIPE if pipes else log if stdout is None else stdout,
+        stderr=log,
+        pass_fds=pass_fds,
+        start_new_session=pipes,
     )
     try:
         yield process
     finally:
+        end([process])
+        for pipe in (process.stdin, process.stdout):
+            if pipe is not None:
+                pipe.close()
+
+
+def end(processes: Sequence[subprocess.Popen[bytes]]) -> None:
+    """Ask processes to stop, wait for them, and kill those that do not."""
+    for process in processes:
         process.terminate()
+    deadline = time.monotonic() + STOP_SECONDS
+    for process in processes:
         try:
-            process.wait(STOP_SECONDS)
+            process.wait(max(0.1, deadline - time.monotonic()))
         except subprocess.TimeoutExpired:
             process.kill()
             process.wait()
-        if process.stdout is not None:
-            process.stdout.close()

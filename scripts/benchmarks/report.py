@@ -32,13 +32,17 @@ class Report:
     machine: dict[str, Any]
     results: list[Result] = field(default_factory=list)
     skipped: dict[str, str] = field(default_factory=dict)
+    details: dict[str, Any] = field(default_factory=dict)  # only in the JSON object
 
     def value(self, name: str, samples: Sequence[float], unit: str) -> None:
         """A figure without a target."""
         self.results.append(Result(name, _middle(samples), unit, samples=_rounded(samples)))
 
-    def limit(self, name: str, samples: Sequence[float], unit: str, *, most: float) -> None:
-        """A figure that must stay below ``most``."""
+    def limit(self, name: str, samples: Sequence[float], unit: str, *, most: float | None) -> None:
+        """A figure that must stay below ``most``, if that is given."""
+        if most is None:
+            self.value(name, samples, unit)
+            return
         middle = _middle(samples)
         ok = None if middle is None else middle < most
         self.results.append(Result(name, middle, unit, target=f"< {most:g} {unit}", ok=ok, samples=_rounded(samples)))
@@ -67,6 +71,7 @@ class Report:
                 "machine": self.machine,
                 "results": [asdict(result) for result in self.results],
                 "skipped": self.skipped,
+                **self.details,
             }
         )
 

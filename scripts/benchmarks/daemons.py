@@ -1,0 +1,108 @@
+"""A tracker and nodes, each as a process of its own with its settings in a file."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from measure import say
+from processes import PROGRAM, BenchError, end
+
+from p2pregistry.settings import dump
+
+Settings = Mapping[str, Mapping[str, object]]
+READY_SECONDS = 180.0  # many start at once on few processors
+
+
+class Daemon:
+    """A program that has been started; ``facts`` is what it said when it was ready."""
+
+    def __init__(self, name: str, process: subprocess.Popen[bytes], ready: int, log: Path) -> None:
+        self.name, self.process, self.log = name, process, log
+        self.facts: dict[str, Any] = {}
+        self._ready = ready
+
+    @property
+    def pid(self) -> int:
+        """Of the process."""
+        return self.process.pid
+
+    def wait(self) -> None:
+        """Until it is ready. Raises BenchError with the end of its log."""
+        with os.fdopen(self._ready, "rb") as ready:
+            line = ready.readline()
+        if not line:
+            raise BenchError(f"{self.name} did not start:\n{self.log.read_text()[-3000:]}")
+        self.facts = json.loads(line)
+
+
+class Daemons:
+    """Those of one run. They end with this process, however it ends: they hold a pipe that only it can close."""
+
+    def __init__(self, folder: Path, lifeline: int) -> None:
+        self._folder, self._lifeline = folder, lifeline
+        self._started: list[Daemon] = []
+
+    def start(
+        self,
+        program: str,
+        name: str,
+        settings: Settings,
+        inside: Callable[[Sequence[str]], list[str]],
+        sets: Sequence[str],
+    ) -> Daemon:
+        """Start "tracker" or "node"; ``inside`` makes of a command one that runs on the right machine."""
+        config = self._folder / f"{name}.toml"
+        config.write_text(dump(settings), encoding="utf-8")
+        log = self._folder / f"{name}.log"
+        reading, writing = os.pipe()
+        command = [*PROGRAM, program, "run", "--config", str(config)]
+        command += ["--ready-fd", str(writing), "--parent-fd", str(self._lifeline)]
+        command += [part for each in sets for part in ("--set", each)]
+        with log.open("ab") as output:
+            try:
+                process = subprocess.Popen(
+                    inside(command),
+                    stdin=subprocess.DEVNULL,
+                    stdout=output,
+                    stderr=output,
+                    pass_fds=(writing, self._lifeline),
+                    start_new_session=True,
+                )
+            finally:
+                os.close(writing)
+        daemon = Daemon(name, process, reading, log)
+        self._started.append(daemon)
+        return daemon
+
+    def stop(self, daemons: Sequence[Daemon]) -> None:
+        """Ask them to end, all at once, and see that they do."""
+        start = time.monotonic()
+        end([daemon.process for daemon in daemons])
+        if time.monotonic() - start > 10:
+            say(f"stopping took {time.monotonic() - start:.0f} s")
+        self._started = [daemon for daemon in self._started if daemon not in daemons]
+
+    def stop_all(self) -> None:
+        """Nodes first, then the tracker."""
+        self.stop(self._started[1:])
+        self.stop(self._started)
+
+
+@contextmanager
+def daemons(folder: Path) -> Iterator[Daemons]:
+    """The tracker is started first; all are stopped at the end of the block."""
+    reading, writing = os.pipe()
+    started = Daemons(folder, reading)
+    try:
+        yield started
+    finally:
+        started.stop_all()
+        os.close(reading)
+        os.close(writing)
