@@ -16,8 +16,9 @@ from p2pregistry.content.unixfs import PIECE_SIZE, piece_count, piece_length
 from p2pregistry.digest import Digest
 from p2pregistry.errors import BadContent, NotFound, Unreachable
 from p2pregistry.messages import MAX_ANNOUNCED, Announce, Announced, pack, read_announced
+from p2pregistry.oci.media import OCTET_STREAM
 from p2pregistry.sources.peer import JSON_ERRORS, MAX_JSON, PeerSource, RemoteManifest, read_manifest
-from p2pregistry.sources.wire import Answer, Client, refusal
+from p2pregistry.sources.wire import Answer, refusal
 
 #: Seconds that a request for the next piece may wait for its turn at the tracker.
 TURN_TIMEOUT: Final = 60.0
@@ -67,10 +68,8 @@ class TrackerSource(PeerSource):
 
     kind = "tracker"
 
-    def __init__(self, url: str, *, timeout: float = 3.0, rest: float = 3.0) -> None:
-        super().__init__("tracker", url, connect_timeout=timeout, head_timeout=timeout)
-        # a transfer waits for its turn there, so its head may be long in coming
-        self._turns = Client(url, connect_timeout=timeout, head_timeout=TURN_TIMEOUT)
+    def __init__(self, url: str, *, zone: str = "", timeout: float = 3.0, rest: float = 3.0) -> None:
+        super().__init__("tracker", url, zone=zone, connect_timeout=timeout, head_timeout=timeout)
         self._timeout = timeout
         self._rest = rest
         self._down_until = 0.0
@@ -134,7 +133,7 @@ class TrackerSource(PeerSource):
     async def announce(self, announce: Announce) -> Announced:
         """Tell what this node wants and holds; who else does. Raises RemoteError, NotFound (it takes no announces)."""
         self._check_up()
-        headers = {"Content-Type": "application/json"}
+        headers = self._headers | {"Content-Type": "application/json"}
         try:
             with trio.fail_after(self._timeout):
                 async with self.client.request("POST", "/p2p/v1/announce", headers, body=announce.encode()) as answer:
@@ -158,18 +157,15 @@ class TrackerSource(PeerSource):
         """
         self._check_up()
         target = f"/p2p/v1/blobs/{digest}/next"
-        headers = {"Content-Type": "application/octet-stream"}
-        async with self._turns.request("POST", target, headers, body=pack(wanted)) as answer:
+        headers = self._headers | {"Content-Type": OCTET_STREAM}
+        body = pack(wanted)
+        async with self.client.request("POST", target, headers, body=body, head_timeout=TURN_TIMEOUT) as answer:
             if answer.status == 204:
                 yield Chosen(None, wait=_wait(answer.headers.get("p2p-wait", "")))
             elif answer.status == 206:
                 yield _chosen(answer, wanted)
             else:
                 raise refusal(answer)
-
-    def close(self) -> None:
-        super().close()
-        self._turns.close()
 
 
 def _wait(text: str) -> float:
