@@ -106,19 +106,26 @@ class _Pool:
 
 
 class _Need:
-    """One reason to tell of peers: those of one pool."""
+    """One reason to tell of peers: those that hold, or want, one digest."""
 
-    __slots__ = ("_anywhere", "_drawn", "_near", "covered", "spent")
+    __slots__ = ("_anywhere", "_drawn", "_near", "_pool", "covered", "spent")
 
-    def __init__(self, pool: _Pool, zone: str, randrange: RandRange) -> None:
-        self._near = _Draw(pool.zones.get(zone), randrange)
-        self._anywhere = _Draw(pool.everyone, randrange)
+    def __init__(self, pool: _Pool | None) -> None:
+        self._pool = pool
+        self._near: _Draw | None = None
+        self._anywhere: _Draw | None = None
         self._drawn = 0
+        #: How many of those chosen so far serve it.
         self.covered = 0
-        self.spent = False
+        self.spent = pool is None
 
-    def next(self) -> Member | None:
+    def next(self, zone: str, randrange: RandRange) -> Member | None:
         """Another candidate, perhaps one that was drawn before; None when there are no more."""
+        if self._pool is None:
+            return None
+        if self._near is None or self._anywhere is None:  # most needs are covered by what was drawn for others
+            self._near = _Draw(self._pool.zones.get(zone), randrange)
+            self._anywhere = _Draw(self._pool.everyone, randrange)
         self._drawn += 1
         found = self._near.next() if self._drawn % _ANYWHERE else None
         if found is None:
@@ -208,38 +215,48 @@ class Board:
 
     def peers(self, asker: str, swarm: str, zone: str, asked: Mapping[bytes, int], limit: int) -> list[PeerSeen]:
         """Up to ``limit`` nodes of the swarm that have to do with the digests ``asked`` about (key -> its position)."""
-        needs: dict[tuple[int, bool], _Need] = {}
+        holding: dict[int, _Need] = {}
+        wanting: dict[int, _Need] = {}
         for key, position in asked.items():
             found = self._digests.get((swarm, key))
-            if found is not None:
-                needs[position, True] = _Need(found.holding, zone, self._randrange)
-                needs[position, False] = _Need(found.wanting, zone, self._randrange)
+            holding[position] = _Need(found and found.holding)
+            wanting[position] = _Need(found and found.wanting)
+        needs = [need for position in holding for need in (holding[position], wanting[position])]
         chosen: dict[str, PeerSeen] = {}
+        # in a crowd nearly all have the same digests: their positions are looked up once
+        places: dict[tuple[frozenset[bytes], frozenset[bytes]], tuple[list[int], list[int]]] = {}
         turn = 0
-        while len(chosen) < limit and not all(need.spent for need in needs.values()):
+        while len(chosen) < limit and not all(need.spent for need in needs):
             turn += 1
-            for need in needs.values():
+            for need in needs:
                 if need.spent or need.covered >= turn:
                     continue
-                member = need.next()
+                member = need.next(zone, self._randrange)
                 while member is not None and (member.peer_id == asker or member.peer_id in chosen):
-                    member = need.next()
+                    member = need.next(zone, self._randrange)
                 if member is None:
                     continue
-                chosen[member.peer_id] = seen = _seen(member, asked)
-                for position in seen.hold:
-                    needs[position, True].covered += 1
-                for position in seen.want:
-                    needs[position, False].covered += 1
+                want, hold = places.get((member.want, member.hold)) or _places(member, asked, places)
+                chosen[member.peer_id] = PeerSeen(member.peer_id, member.url, member.zone, want, hold)
+                for position in hold:
+                    holding[position].covered += 1
+                for position in want:
+                    wanting[position].covered += 1
                 if len(chosen) >= limit:
                     break
         return list(chosen.values())
 
 
-def _seen(member: Member, asked: Mapping[bytes, int]) -> PeerSeen:
+def _places(
+    member: Member,
+    asked: Mapping[bytes, int],
+    known: dict[tuple[frozenset[bytes], frozenset[bytes]], tuple[list[int], list[int]]],
+) -> tuple[list[int], list[int]]:
+    """The positions of what a member wants and of what it holds; put down in ``known``."""
     want = [position for key, position in asked.items() if key in member.want]
     hold = [position for key, position in asked.items() if key in member.hold]
-    return PeerSeen(member.peer_id, member.url, member.zone, want, hold)
+    known[member.want, member.hold] = want, hold
+    return want, hold
 
 
 @dataclass(frozen=True, slots=True)
