@@ -8,7 +8,7 @@ import json
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -40,8 +40,9 @@ class TrackerProcess:
 
 
 @contextmanager
-def tracker(folder: Path) -> Iterator[TrackerProcess]:
+def tracker(folder: Path, settings: Mapping[str, str] | None = None) -> Iterator[TrackerProcess]:
     """Run a tracker with its data in ``folder`` on free ports until the end of the block, or until it is killed.
+    ``settings`` are others than usual, by ``section.key``.
 
     Whether it stops cleanly is checked: SIGTERM must end it with status 0, unless the test has killed it.
     """
@@ -54,6 +55,7 @@ def tracker(folder: Path) -> Iterator[TrackerProcess]:
         "metrics.port": "0",
         "auth.username": _USER,
         "auth.password_file": str(folder / "password"),
+        **(settings or {}),
     }
     command = [sys.executable, "-m", "p2pregistry", "tracker", "run", "--json", "--data-dir", str(folder / "data")]
     command += [part for key, value in sets.items() for part in ("--set", f"{key}={value}")]
