@@ -89,19 +89,19 @@ class LineCutter:
 
     def __init__(self, limit: int) -> None:
         self._limit = limit
-        self._rest = bytearray()
+        self.rest = bytearray()  # of a line that has not ended
 
     def feed(self, data: bytes | bytearray | memoryview) -> list[bytes]:
         """The lines that end in ``data``, without their ends. Raises BadContent if one is longer than the limit."""
-        seen = len(self._rest)
-        self._rest += data
+        seen = len(self.rest)
+        self.rest += data
         lines = []
         start = 0
-        while (end := self._rest.find(b"\n", max(start, seen))) >= 0:
-            lines.append(bytes(self._rest[start:end]))
+        while (end := self.rest.find(b"\n", max(start, seen))) >= 0:
+            lines.append(bytes(self.rest[start:end]))
             start = end + 1
-        del self._rest[:start]
-        if len(self._rest) > self._limit or any(len(line) > self._limit for line in lines):
+        del self.rest[:start]
+        if len(self.rest) > self._limit or any(len(line) > self._limit for line in lines):
             raise BadContent("a line is longer than it may be")
         return lines
 
@@ -128,6 +128,8 @@ class Lines:
                 while not self._ready:
                     data = await self._more()
                     if data is None:
+                        if self._cut.rest:
+                            raise Unreachable("the answer was cut short")
                         raise StopAsyncIteration
                     self._ready += self._cut.feed(data)
         except trio.TooSlowError as err:

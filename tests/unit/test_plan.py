@@ -39,7 +39,7 @@ def test_with_a_holder_the_tracker_is_not_asked_at_all() -> None:
     p.joined("peer-a", "peer", 0.0)
     p.looked_up(0.0)
     assert asks(p.joined("tracker", "tracker", 0.0)) == []
-    now, open_requests = 0.0, [out.request for out in p._sources["peer-a"].out.values()]
+    now, open_requests = 0.0, [out.request for out in p._asks.pool.all["peer-a"].out.values()]
     tracker_pieces = 0
     while p.pieces.left:
         request = open_requests.pop(0)
@@ -67,7 +67,7 @@ def test_a_silent_source_is_set_back_and_dropped_after_its_strikes() -> None:
     p.begin(0.0)
     p.joined("peer-a", "peer", 0.0)
     p.looked_up(0.0)
-    request = next(iter(p._sources["peer-a"].out))
+    request = next(iter(p._asks.pool.all["peer-a"].out))
     p.arrived(request, 0, MIB, 0.1)  # somebody has begun to read, so the plan is patient
     commands = p.tick(3.5)
     assert any(isinstance(c, Cancel) for c in commands)
@@ -85,7 +85,7 @@ def test_a_bad_piece_bans_the_source_that_sent_it_and_only_that_one() -> None:
     commands = p.bad(a[0].id, a[0].first, 0.1)
     assert [c.source for c in commands if isinstance(c, Drop) and c.ban] == ["peer-a"]
     assert p.pieces.free(a[0].first), "it may be asked for elsewhere at once"
-    assert "peer-a" not in p._sources
+    assert "peer-a" not in p._asks.pool.all
     p.check()
 
 
@@ -95,8 +95,8 @@ def test_a_busy_source_is_left_alone_for_as_long_as_it_says_without_a_strike() -
     (request, *_) = asks(p.joined("peer-a", "peer", 0.0))
     p.looked_up(0.0)
     p.failed(request.id, "busy", 0.0, retry_after=5.0)
-    assert p._sources["peer-a"].strikes == 0
-    assert p._sources["peer-a"].resume == 5.0
+    assert p._asks.pool.all["peer-a"].strikes == 0
+    assert p._asks.pool.all["peer-a"].resume == 5.0
 
 
 def test_a_miss_is_told_at_once() -> None:
@@ -208,7 +208,7 @@ def test_whatever_happens_the_invariants_hold_and_limits_are_kept(
             case "have":
                 obey(p.has(f"s{number % 8}", [number % count], now))
         p.check()
-        flying = sum(source.pieces_out for source in p._sources.values())
+        flying = sum(source.pieces_out for source in p._asks.pool.all.values())
         assert flying * MIB <= limits.in_flight + limits.per_source
         wake = p.wake_at(now)
         assert wake is None or wake > now

@@ -13,7 +13,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from p2pregistry.digest import Digest
-from p2pregistry.errors import BadContent, NotFound, RemoteBusy, RemoteError, Unreachable
+from p2pregistry.errors import BadContent, NotFound, NotYet, RemoteBusy, RemoteError, Unreachable
 from p2pregistry.sources import wire
 from p2pregistry.sources.peer import PeerSource
 from p2pregistry.sources.wire import Answer, Client
@@ -304,6 +304,165 @@ async def test_a_body_goes_with_its_length_also_over_a_connection_that_was_used(
             async with made.request("POST", "/", {"X": "y"}, body=body) as answer:
                 assert await answer.read(10) == BODY
     assert seen == [body, body]
+
+
+# ------------------------------------------------------------------------------------------------------- long answers
+
+LONG = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"
+
+
+def chunked(*parts: bytes, end: bool = True) -> bytes:
+    return LONG + b"".join(b"%x\r\n%s\r\n" % (len(part), part) for part in parts) + (b"0\r\n\r\n" if end else b"")
+
+
+async def lines_of(made: Client, *, body: bytes = b"", limit: int = 50) -> list[bytes]:
+    async with made.lines("/x", {}, body, silence=20.0, limit=limit) as lines:
+        return [line async for line in lines]
+
+
+async def long_answer(said: bytes) -> list[bytes]:
+    async def serve(stream: trio.SocketStream) -> None:
+        while not (await stream.receive_some(4096)).endswith(b"{}"):
+            pass
+        await stream.send_all(said)
+
+    async with server(serve) as url, client(url) as made:
+        with trio.fail_after(20):
+            return await lines_of(made, body=b"{}")
+
+
+@pytest.mark.parametrize(
+    ("said", "lines"),
+    [
+        (chunked(), []),
+        (chunked(b"a\nb\n"), [b"a", b"b"]),
+        (chunked(b"a", b"b\n\n", b"c\n"), [b"ab", b"", b"c"]),
+        (b"HTTP/1.1 102 X\r\n\r\n" + chunked(b"a\n"), [b"a"]),
+        (b"HTTP/1.1 200 OK\r\nContent-Length: 4\r\n\r\na\nb\n", [b"a", b"b"]),
+        (b"HTTP/1.0 200 OK\r\n\r\na\n", [b"a"]),
+    ],
+    ids=range(6),
+)
+async def test_lines(said: bytes, lines: list[bytes]) -> None:
+    assert await long_answer(said) == lines
+
+
+@pytest.mark.parametrize(
+    ("said", "error"),
+    [
+        (b"", Unreachable),
+        (LONG[:-5], Unreachable),
+        (chunked(b"a\n", end=False), Unreachable),
+        (chunked(b"a\n")[:-1], Unreachable),
+        (chunked(b"a\nb"), Unreachable),
+        (LONG + b"x\r\n", Unreachable),
+        (chunked(b"a" * 51), BadContent),
+        (chunked(b"a" * 51 + b"\n"), BadContent),
+        (chunked(b"a" * 30, b"b" * 30), BadContent),
+        (b"HTTP/1.1 404 N\r\nContent-Length: 2\r\n\r\nno", NotFound),
+        (b"HTTP/1.1 429 N\r\nRetry-After: 5\r\nContent-Length: 2\r\n\r\nno", RemoteBusy),
+        (b"HTTP/1.1 416 N\r\nContent-Length: 0\r\n\r\n", NotYet),
+        (b"HTTP/1.1 204 N\r\n\r\n", Unreachable),
+        (b"HTTP/1.1 503 N\r\nTransfer-Encoding: chunked\r\n\r\n", Unreachable),
+    ],
+    ids=range(14),
+)
+async def test_what_are_no_lines(said: bytes, error: type[Exception]) -> None:
+    with pytest.raises(error):
+        await long_answer(said)
+
+
+async def test_a_long_answer_that_falls_silent_is_given_up(autojump_clock: trio.testing.MockClock) -> None:
+    """Also one that trickles without an end of line; a line in time, be it empty, keeps it."""
+    last = 0.0
+
+    async def serve(stream: trio.SocketStream) -> None:
+        await stream.receive_some(4096)
+        await stream.send_all(chunked(b"a\n", end=False))
+        await trio.sleep(9)
+        await stream.send_all(b"1\r\n\n\r\n")
+        while True:
+            await trio.sleep(4)
+            await stream.send_all(b"1\r\nx\r\n")
+
+    async def listen(made: Client) -> None:
+        nonlocal last
+        async with made.lines("/x", {}, b"", silence=10.0, limit=50) as lines:
+            async for _ in lines:
+                last = trio.current_time()
+
+    async with server(serve) as url, client(url) as made:
+        start = trio.current_time()
+        with pytest.raises(Unreachable):
+            await listen(made)
+        assert round(last - start) == 9
+        assert round(trio.current_time() - last) == 10
+
+
+@settings(deadline=None)
+@given(st.binary(max_size=60).map(lambda data: data.replace(b"x", b"\n")), st.lists(st.integers(1, 12), max_size=9))
+def test_lines_are_the_same_however_they_are_split(data: bytes, splits: list[int]) -> None:
+    cutter = wire.LineCutter(100)
+    found: list[bytes] = []
+    at = 0
+    for size in [*splits, len(data)]:
+        found += cutter.feed(data[at : at + size])
+        at += size
+    assert found == data.split(b"\n")[:-1]
+
+
+@settings(deadline=None, max_examples=60, suppress_health_check=[HealthCheck.too_slow])
+@given(
+    parts=st.lists(st.one_of(st.binary(min_size=1, max_size=20), st.just(b"\n")), max_size=6),
+    splits=st.lists(st.integers(1, 30), max_size=6),
+    cut=st.none() | st.integers(1, 10),
+)
+def test_a_long_answer_is_the_same_however_it_is_split(parts: list[bytes], splits: list[int], cut: int | None) -> None:
+    whole = b"".join(parts) + b"\n"
+
+    async def use(made: Client) -> bytes:
+        return b"\n".join([*await lines_of(made, limit=1000), b""])
+
+    found = talk(chunked(*parts, b"\n")[: None if cut is None else -cut], splits, use)
+    if cut is None:
+        assert found == whole
+    else:
+        assert isinstance(found, Unreachable)
+
+
+async def test_a_bulk_transfer_may_wait_long_for_its_head(autojump_clock: trio.testing.MockClock) -> None:
+    """It waits for its turn there; whoever asks cancels what takes too long."""
+
+    async def serve(stream: trio.SocketStream) -> None:
+        while await head_of(stream):
+            await trio.sleep(1000)
+            await stream.send_all(OK)
+
+    async with server(serve) as url:
+        source = PeerSource("p", url, head_timeout=5.0, zone="rack-1")
+        async with source.fetch(Digest.of(BODY), 0, 10) as incoming:
+            assert await incoming.read_into(memoryview(bytearray(10))) == 10
+        with trio.move_on_after(1) as scope:
+            async with source.fetch(Digest.of(BODY), 0, 10):
+                pass
+        assert scope.cancelled_caught
+        source.close()
+
+
+async def test_a_transfer_says_where_it_is_asked_from() -> None:
+    heads: list[bytes] = []
+
+    async def serve(stream: trio.SocketStream) -> None:
+        heads.append(await head_of(stream))
+        await stream.send_all(OK)
+
+    async with server(serve) as url:
+        for zone in ("rack-1", ""):
+            source = PeerSource("p", url, zone=zone)
+            async with source.fetch(Digest.of(BODY), 0, 10):
+                source.close()
+    assert b"\r\nP2P-Zone: rack-1\r\n" in heads[0]
+    assert b"p2p-zone" not in heads[1].lower()
 
 
 # -------------------------------------------------------------------------------------------------------- blob ranges
