@@ -54,6 +54,7 @@ class Flight:
         self._sources: dict[str, Source] = {}
         self._told: dict[str, tuple[bytes | None, bool]] = {}  # of sources that the plan does not know yet
         self._crowd: tuple[int, int] | None = None
+        self._tracker_asked = trio.Event()
         self._over = trio.Event()
         self._readers = 0
         self._next_reader = 0
@@ -174,6 +175,7 @@ class Flight:
             if info.count > 1:
                 partial = await SpoolPartial.share(spool)
                 self._service.haves.begin(self.ref.digest, info.count, have, partial)
+            await self._tracker_asked.wait()  # without any source the plan would give up at once
             self._begin_plan(spool, have)
             self._ready.set()
             nursery.start_soon(self._clock)
@@ -275,6 +277,7 @@ class Flight:
         with trio.move_on_after(self._service.announce_wait):
             await finder.announced(self.ref.digest)
         self._have_tracker()
+        self._tracker_asked.set()
 
     def _have_tracker(self) -> None:
         tracker = self._service.finder.tracker
