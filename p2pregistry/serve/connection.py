@@ -36,6 +36,8 @@ _HEAD_READ: Final = 16 << 10
 #: Bytes per sendfile call. A page that is not in memory makes the call block the whole process, so not too many.
 _SENDFILE: Final = 2 << 20
 _READ_AT: Final = 1 << 20
+#: Bytes asked of a rate limit at a time: few enough that transfers share it evenly.
+_PACED: Final = 256 << 10
 #: Small bodies travel in the same packet as their head.
 _JOIN: Final = 64 << 10
 _MORE: Final = getattr(socket, "MSG_MORE", 0)  # Linux: the head waits for the first bytes of the body
@@ -54,10 +56,24 @@ class Limits:
     drain: int = 1 << 20  # of a body nobody read, to keep the connection
     connections: int = 1000
     watch_after: float = 1.0  # a handler that takes longer is stopped when its client is gone
+    #: What the kernel takes of an answer before it is on its way; None: as much as it likes, which is megabytes.
+    unsent: int | None = None
 
 
 class _Unfinished(Exception):
     """An answer broke off after its head: the connection must end so that nobody takes it for whole."""
+
+
+class _Sending:
+    """How far a stream has been sent."""
+
+    def __init__(self, stream: Stream, chunks: bool) -> None:
+        self.stream = stream
+        self.chunked = stream.length is None and chunks
+        self.out = 0
+
+    def __str__(self) -> str:
+        return f"{self.out} bytes" if self.stream.length is None else f"{self.out} of {self.stream.length} bytes"
 
 
 class Connection:
@@ -70,6 +86,7 @@ class Connection:
         self.deadline = math.inf
         self.closing = False
         self.idle = False
+        self.endless = False  # what is being sent ends only when one side has had enough
         self.answering_since = math.inf
         self._raw = raw
         self._client = client
@@ -149,6 +166,7 @@ class Connection:
             to_head=head.method == "HEAD",
             keep_alive=keep,
             date=_date(int(time.time())),
+            chunks=head.chunks,
         )
 
     # ------------------------------------------------------------------------------------------------------ reading
@@ -211,7 +229,7 @@ class Connection:
         keep = event.http_version == b"1.1" and "close" not in options and method != "CONNECT"
         self._buffer = b""
         self._body = IncomingBody(self, parser, headers, self._limits.stall_time)
-        return wire.Head(method, event.target.decode("ascii"), headers, keep)
+        return wire.Head(method, event.target.decode("ascii"), headers, keep, event.http_version == b"1.1")
 
     def put_back(self, data: bytes) -> None:
         """What a body's parser read of the next request."""
@@ -255,7 +273,7 @@ class Connection:
         elif isinstance(body, BlobSlice):
             await self._send_slice(body, lines)
         else:
-            await self._send_stream(body, lines)
+            await self._send_stream(body, lines, head.chunks)
 
     async def send(self, data: bytes | memoryview, flags: int = 0) -> int:
         """Send all of it; a client that takes nothing for ``stall_time`` loses the connection."""
@@ -279,17 +297,21 @@ class Connection:
 
     async def _send_slice(self, part: BlobSlice, lines: bytes) -> None:
         out = 0
+        allowed = part.length if part.pace is None else 0
         try:
             await self.send(lines, _MORE if part.length else 0)
             fd = part.blob.fileno()
             while out < part.length:
-                at, left = part.offset + out, part.length - out
+                if out == allowed and part.pace is not None:
+                    allowed += min(part.length - out, _PACED)
+                    await part.pace(allowed - out)
+                at, left = part.offset + out, allowed - out
                 if fd is not None:
                     count = await self._sendfile(fd, at, min(left, _SENDFILE))
                 else:
                     count = await self.send(await _read_at(part.blob, at, min(left, _READ_AT)))
                 if not count:
-                    raise _Unfinished(f"a blob ended {left} bytes early")
+                    raise _Unfinished(f"a blob ended {part.length - out} bytes early")
                 out += count
         finally:
             part.blob.close()
@@ -308,44 +330,68 @@ class Connection:
                     await trio.lowlevel.checkpoint()  # this client is fast; let others have a turn
                 return sent
 
-    async def _send_stream(self, stream: Stream, lines: bytes) -> None:
-        out = 0
+    async def _send_stream(self, stream: Stream, lines: bytes, chunks: bool) -> None:
+        sending = _Sending(stream, chunks)
+        self.endless = stream.endless
         try:
             await self.send(lines, _MORE if stream.length else 0)
-            if stream.length is None:
-                await self._send_chunks(stream)
-                return
-            async for chunk in stream.chunks:
-                size = chunk.length if isinstance(chunk, FilePart) else len(chunk)
-                if out + size > stream.length:
-                    raise _Unfinished(f"a stream went over its {stream.length} bytes")
-                if not isinstance(chunk, FilePart):
-                    out += await self.send(chunk)
-                    continue
-                end = out + size
-                while out < end:
-                    count = await self._sendfile(chunk.fd, chunk.offset + chunk.length - (end - out), end - out)
-                    if not count:
-                        raise _Unfinished(f"a file ended {end - out} bytes early")
-                    out += count
-            if out < stream.length:
-                raise _Unfinished(f"a stream stopped after {out} of {stream.length} bytes")
+            if not (self.endless and self.closing):
+                async for item in stream.chunks:
+                    await self._send_item(sending, item)
+            if stream.length is not None and sending.out < stream.length:
+                raise _Unfinished(f"a stream stopped after {sending}")
+            if sending.chunked:
+                await self.send(b"0\r\n\r\n")
         except (_Unfinished, OSError):
             raise
         except Exception as err:  # whatever it is, the client must see a broken body
-            raise _Unfinished(f"a stream failed after {out} of {stream.length} bytes") from err
+            raise _Unfinished(f"a stream failed after {sending}") from err
         finally:
+            self.endless = False
             if stream.sent is not None:
-                stream.sent(out)
+                stream.sent(sending.out)
             await _release_stream(stream)
 
-    async def _send_chunks(self, stream: Stream) -> None:
-        """A body that nobody knows the length of (RFC 9112, 7.1): each item goes out at once."""
-        async for chunk in stream.chunks:
-            assert not isinstance(chunk, FilePart), "parts of files have lengths"
-            if chunk:  # an empty one would be the end
-                await self.send(b"%x\r\n%b\r\n" % (len(chunk), chunk))
-        await self.send(b"0\r\n\r\n")
+    async def _send_item(self, sending: _Sending, item: FilePart | bytes) -> None:
+        stream = sending.stream
+        size = item.length if isinstance(item, FilePart) else len(item)
+        if stream.length is not None and sending.out + size > stream.length:
+            raise _Unfinished(f"a stream went over its {stream.length} bytes")
+        if not size:
+            return  # as a chunk it would be the last
+        if isinstance(item, FilePart):
+            if sending.chunked:
+                await self.send(b"%x\r\n" % size, _MORE)
+            await self._send_part(sending, item)
+            if sending.chunked:
+                await self.send(b"\r\n")
+            return
+        if sending.chunked:
+            if stream.pace is not None:
+                await stream.pace(size)
+            await self.send(b"%x\r\n%b\r\n" % (size, item))
+            sending.out += size
+        elif stream.pace is None:
+            sending.out += await self.send(item)
+        else:
+            view = memoryview(item)
+            for at in range(0, size, _PACED):
+                await stream.pace(min(_PACED, size - at))
+                sending.out += await self.send(view[at : at + _PACED])
+
+    async def _send_part(self, sending: _Sending, part: FilePart) -> None:
+        at, end = part.offset, part.offset + part.length
+        pace = sending.stream.pace
+        allowed = end if pace is None else at
+        while at < end:
+            if at == allowed and pace is not None:
+                allowed = min(end, at + _PACED)
+                await pace(allowed - at)
+            count = await self._sendfile(part.fd, at, allowed - at)
+            if not count:
+                raise _Unfinished(f"a file ended {end - at} bytes early")
+            at += count
+            sending.out += count
 
     async def _linger(self) -> None:
         """Close so that the client still gets the answer: closing with unread input would reset it (RFC 9112, 9.6)."""

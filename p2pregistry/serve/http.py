@@ -75,6 +75,10 @@ class Request:
         return [value for key, value in self.query if key == name]
 
 
+Pace = Callable[[int], Awaitable[None]]
+"""Awaited with a number of bytes before they are sent: it returns when a rate limit lets them go."""
+
+
 @dataclass(slots=True)
 class BlobSlice:
     """A part of an open blob. The listener sends it with sendfile where it can, and closes the blob."""
@@ -84,12 +88,15 @@ class BlobSlice:
     length: int
     #: called with the number of bytes that went out, whether or not it was all
     sent: Callable[[int], None] | None = None
+    pace: Pace | None = None
 
 
 @dataclass(slots=True)
 class Stream:
     """Bytes that are made while they are sent: exactly ``length`` of them. A FilePart is sent before the next is taken.
-    Without a length each item is sent as a chunk of its own, at once, until there are no more.
+
+    Where ``length`` is None each item goes out at once as one chunk (RFC 9112, 7.1), to an HTTP/1.0 client as it is.
+    ``endless``: it ends when one side has had enough, so the listener cuts it off as soon as it stops accepting.
 
     The listener calls ``aclose`` on ``chunks`` in the same task whatever happens. A handler returns one only when the
     first bytes are at hand, so that a failure before them can still be an honest error status.
@@ -98,6 +105,8 @@ class Stream:
     chunks: AsyncIterator[bytes] | AsyncIterator[FilePart | bytes]
     length: int | None
     sent: Callable[[int], None] | None = None
+    pace: Pace | None = None
+    endless: bool = False
 
 
 @dataclass(slots=True)

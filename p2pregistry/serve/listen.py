@@ -1,8 +1,8 @@
 """The HTTP server: listeners, their connections, and how they end.
 
 Order of the end: accepting stops and the listening sockets close; idle connections close; answers under way have
-``grace`` seconds; what is left is cancelled. It begins when ``stop`` is set or when the task in ``serve`` is
-cancelled - then ``serve`` still takes up to ``grace`` seconds before the cancellation goes on.
+``grace`` seconds, endless ones none; what is left is cancelled. It begins when ``stop`` is set or when the task in
+``serve`` is cancelled - then ``serve`` still takes up to ``grace`` seconds before the cancellation goes on.
 """
 
 from __future__ import annotations
@@ -33,6 +33,7 @@ _PORT_TRIES: Final = 50
 #: Out of something that other connections will give back.
 _SCARCE: Final = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
 _LINGER_ACCEPT: Final = 0.1  # seconds before another try then
+_NOTSENT_LOWAT: Final[int | None] = getattr(socket, "TCP_NOTSENT_LOWAT", None)  # Linux and macOS
 
 _log = logger(__name__)
 
@@ -223,7 +224,7 @@ class _Server:
         self._shelter.deadline = trio.current_time() + grace
         for connection in self._connections:
             connection.closing = True
-            if connection.idle:
+            if connection.idle or connection.endless:
                 connection.scope.cancel()
         self._ended.set()
 
@@ -247,6 +248,8 @@ class _Server:
             client = ""
             if raw.family != socket.AF_UNIX:
                 raw.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+                if self._limits.unsent is not None and _NOTSENT_LOWAT is not None:
+                    raw.setsockopt(socket.IPPROTO_TCP, _NOTSENT_LOWAT, self._limits.unsent)
                 client = str(address[0])
             connection = Connection(raw, client, self._handler, self._limits, self._metrics)
             self._connections.add(connection)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 from collections import deque
 from collections.abc import Callable
-from typing import Final, Protocol, cast
+from typing import Final, Protocol
 
 import msgspec
 import trio
@@ -165,7 +165,7 @@ class PeerApi:
             )
         self._watching(watch)
         stream = HaveStream(self._haves.watch(watch))
-        return Response(200, [("Content-Type", NEWS)], Stream(stream, cast("int", None)))
+        return Response(200, [("Content-Type", NEWS)], Stream(stream, None, endless=True))
 
     def _table(self, digest: Digest) -> Response:
         info = self._holdings.metainfo(digest)

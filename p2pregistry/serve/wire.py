@@ -35,6 +35,7 @@ class Head(NamedTuple):
     target: str
     headers: tuple[tuple[str, str], ...]
     keep_alive: bool
+    chunks: bool = True  # the client understands chunked bodies: HTTP/1.1
 
 
 class Fields(NamedTuple):
@@ -90,9 +91,19 @@ def _plain_fields(raw: bytes) -> Fields | None:
 
 
 def response_head(
-    status: int, headers: Sequence[tuple[str, str]], length: int | None, *, to_head: bool, keep_alive: bool, date: str
+    status: int,
+    headers: Sequence[tuple[str, str]],
+    length: int | None,
+    *,
+    to_head: bool,
+    keep_alive: bool,
+    date: str,
+    chunks: bool = True,
 ) -> bytes:
     """The head of an answer with ``length`` bytes of body; ``to_head``: the answer to a HEAD request.
+
+    With ``length`` None the body is chunked; without ``chunks`` too it lasts until the connection ends, which the
+    caller sees to.
 
     Raises ValueError for what must not go on the wire: a field that would end its line or break the framing.
     """
@@ -112,7 +123,10 @@ def response_head(
             raise ValueError(f"header {name!r} belongs to the listener")
         parts += (name, ": ", value, "\r\n")
     if length is None:
-        parts.append("Transfer-Encoding: chunked\r\n")
+        if said is not None:
+            raise ValueError(f"Content-Length {said} on a body of unknown length")
+        if chunks and not to_head and status not in (204, 304):
+            parts.append("Transfer-Encoding: chunked\r\n")
     elif status not in (204, 304):
         if said is not None and said != str(length) and not (to_head and length == 0 and said.isdigit()):
             raise ValueError(f"Content-Length {said} on a body of {length} bytes")

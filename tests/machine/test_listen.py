@@ -17,6 +17,7 @@ from p2pregistry.digest import Digest
 from p2pregistry.errors import LocalError, NotFound, RemoteBusy, RequestError, StorageFull, Unreachable
 from p2pregistry.serve.http import BlobSlice, Request, Response, Stream
 from p2pregistry.serve.listen import Limits, open_listeners, open_unix_listener, serve
+from p2pregistry.store.base import FilePart
 from p2pregistry.testing.http import PATIENCE, raw_client, request, running
 
 
@@ -229,6 +230,218 @@ async def test_a_stream_goes_out_whole_and_is_closed() -> None:
         assert (await request(url, "GET", "/")).body == b"abcdef"
         assert (await request(url, "HEAD", "/")).headers["content-length"] == "6"
     assert [c.closed for c in chunks] == [1, 1]
+
+
+# --------------------------------------------------------------------------------------------- streams without an end
+
+
+class Slowly(Chunks):
+    """Gives each item when the test says so, and waits for ever after the last."""
+
+    def __init__(self, chunks: list[bytes | Exception]) -> None:
+        super().__init__(chunks)
+        self.go = trio.Semaphore(0)
+
+    async def __anext__(self) -> bytes:
+        await self.go.acquire()
+        return await super().__anext__()
+
+
+GET = b"GET / HTTP/1.1\r\nHost: x\r\n\r\n"
+
+
+async def test_each_item_of_a_stream_without_a_length_is_a_chunk_sent_at_once() -> None:
+    chunks = Slowly([b"one\n", b"", b"x" * 300_000, b"two\n"])
+    sent: list[int] = []
+
+    async def handler(req: Request) -> Response:
+        return Response(200, [], Stream(chunks, None, sent.append) if req.path == "/" else b"next")
+
+    async with running(handler) as url, await raw_client(url) as raw:
+        await raw.send(GET)
+        head = await raw.receive_until(b"\r\n\r\n")  # before there is anything to send
+        assert b"\r\nTransfer-Encoding: chunked\r\n" in head
+        assert b"Content-Length" not in head
+        chunks.go.release()
+        assert await raw.receive_until(b"one\n\r\n") == b"4\r\none\n\r\n"
+        chunks.go.release()
+        chunks.go.release()
+        assert await raw.receive_until(b"x\r\n") == b"493e0\r\n" + b"x" * 300_000 + b"\r\n"
+        chunks.go.release()
+        assert await raw.receive_until(b"two\n\r\n") == b"4\r\ntwo\n\r\n"
+        chunks.go.release()
+        assert await raw.receive_until(b"0\r\n\r\n") == b"0\r\n\r\n"
+        await raw.send(b"GET /next HTTP/1.1\r\nHost: x\r\n\r\n")
+        assert (await raw.response()).body == b"next"
+    assert (chunks.closed, sent) == (1, [300_008])
+
+
+async def test_parts_of_files_in_a_stream_without_a_length(tmp_path: Path) -> None:
+    data = os.urandom(3_000_000)
+    (tmp_path / "file").write_bytes(data)
+    with (tmp_path / "file").open("rb") as file:
+
+        async def parts() -> AsyncIterator[FilePart | bytes]:
+            yield b"<"
+            yield FilePart(file.fileno(), 10, 2_500_000)
+            yield b">"
+
+        async def handler(req: Request) -> Response:
+            return Response(200, [], Stream(parts(), None))
+
+        async with running(handler) as url:
+            assert (await request(url, "GET", "/")).body == b"<" + data[10:2_500_010] + b">"
+            head = await request(url, "HEAD", "/")
+            assert (head.status, head.body) == (200, b"")
+
+
+async def test_a_client_of_http_1_0_gets_a_stream_without_chunks() -> None:
+    async def handler(req: Request) -> Response:
+        return Response(200, [], Stream(Chunks([b"abc", b"def"]), None))
+
+    async with running(handler) as url, await raw_client(url) as raw:
+        await raw.send(b"GET / HTTP/1.0\r\nConnection: keep-alive\r\n\r\n")
+        answer = await raw.response()
+        assert (answer.body, answer.headers["connection"]) == (b"abcdef", "close")
+        assert "transfer-encoding" not in answer.headers
+
+
+@pytest.mark.parametrize("error", [Unreachable("gone"), KeyError("x")])
+async def test_a_stream_without_a_length_that_fails_never_looks_whole(error: Exception) -> None:
+    chunks = Chunks([b"abc", error])
+
+    async def handler(req: Request) -> Response:
+        return Response(200, [], Stream(chunks, None))
+
+    async with running(handler) as url, await raw_client(url) as raw:
+        await raw.send(GET)
+        with pytest.raises(h11.RemoteProtocolError):
+            await raw.response()
+    assert chunks.closed == 1
+
+
+async def test_an_endless_stream_ends_when_the_server_stops_accepting() -> None:
+    chunks, late = Slowly([b"a"]), Slowly([b"b"])
+    started, finish, stop, over = trio.Event(), trio.Event(), trio.Event(), trio.Event()
+
+    async def handler(req: Request) -> Response:
+        if req.path == "/":
+            return Response(200, [], Stream(chunks, None, endless=True))
+        started.set()
+        await finish.wait()
+        return Response(200, [], Stream(late, None, endless=True))
+
+    listeners = await open_listeners([("127.0.0.1", 0)])
+    url = f"http://127.0.0.1:{listeners[0].socket.getsockname()[1]}"
+
+    async def server() -> None:
+        await serve(handler, listeners, stop=stop, grace=10 * PATIENCE)
+        over.set()
+
+    with trio.fail_after(PATIENCE):
+        async with trio.open_nursery() as nursery, await raw_client(url) as raw, await raw_client(url) as other:
+            nursery.start_soon(server)
+            await raw.send(GET)
+            await other.send(b"GET /late HTTP/1.1\r\nHost: x\r\n\r\n")
+            chunks.go.release()
+            await raw.receive_until(b"a\r\n")
+            await started.wait()
+            stop.set()
+            assert await raw.at_end()
+            finish.set()  # its stream has not begun: it ends in good order
+            assert (await other.response()).body == b""
+            await over.wait()
+    assert (chunks.closed, late.closed) == (1, 1)
+
+
+async def test_an_endless_stream_ends_when_its_client_leaves() -> None:
+    chunks, closed = Slowly([]), trio.Event()
+
+    class Watched(Slowly):
+        async def aclose(self) -> None:
+            closed.set()
+
+    chunks = Watched([])
+
+    async def handler(req: Request) -> Response:
+        return Response(200, [], Stream(chunks, None, endless=True))
+
+    async with running(handler, limits=Limits(watch_after=0.02)) as url:
+        async with await raw_client(url) as raw:
+            await raw.send(GET)
+            await raw.receive_until(b"\r\n\r\n")
+        with trio.fail_after(PATIENCE):
+            await closed.wait()
+
+
+# ---------------------------------------------------------------------------------------------------------------- pace
+
+
+@pytest.mark.parametrize("how", ["file", "memory", "parts", "chunks"])
+async def test_a_paced_answer_is_whole_and_asks_for_small_parts_before_they_go(tmp_path: Path, how: str) -> None:
+    data = os.urandom(1_000_001)
+    (tmp_path / "blob").write_bytes(data)
+    blob = FileBlob(tmp_path / "blob", how == "file")
+    asked: list[int] = []
+    allowed = trio.Semaphore(0)
+    assert blob.fd is not None
+    fd = blob.fd
+
+    async def pace(count: int) -> None:
+        asked.append(count)
+        await allowed.acquire()
+
+    async def items() -> AsyncIterator[FilePart | bytes]:
+        yield data[:10]
+        yield FilePart(fd, 10, 500_000)
+        yield data[500_010:]
+
+    async def handler(req: Request) -> Response:
+        if how in ("file", "memory"):
+            return Response(200, [], BlobSlice(blob, 0, len(data), pace=pace))
+        return Response(200, [], Stream(items(), len(data) if how == "parts" else None, pace=pace))
+
+    async with running(handler) as url, trio.open_nursery() as nursery:
+        got: list[bytes] = []
+
+        async def client() -> None:
+            got.append((await request(url, "GET", "/")).body)
+
+        nursery.start_soon(client)
+        while sum(asked) < len(data):
+            before = len(asked)
+            with trio.fail_after(PATIENCE):
+                while len(asked) == before:
+                    await trio.sleep(0)
+            assert len(asked) == before + 1  # no more is asked for before this much was allowed
+            allowed.release()
+    assert got == [data]
+    assert sum(asked) == len(data)
+    assert max(asked) <= (500_000 if how == "chunks" else 256 << 10)
+    blob.close()
+
+
+async def test_the_kernel_takes_little_that_is_not_on_its_way(tmp_path: Path) -> None:
+    if not hasattr(socket, "TCP_NOTSENT_LOWAT"):
+        pytest.skip("this platform has no TCP_NOTSENT_LOWAT")
+    out = 0
+
+    class Counted(Chunks):
+        async def __anext__(self) -> bytes:
+            nonlocal out
+            out += 64 << 10
+            return bytes(64 << 10)
+
+    async def handler(req: Request) -> Response:
+        return Response(200, [], Stream(Counted([]), 32 << 20))
+
+    async with running(handler, limits=Limits(unsent=64 << 10)) as url, await raw_client(url) as raw:
+        await raw.send(GET)  # and read nothing
+        before = -1
+        while before != out:  # until nothing moves any more
+            before = out
+            await trio.sleep(0.1)
+    assert out <= 1 << 20  # 4 MiB and more without the option
 
 
 @pytest.mark.parametrize(
