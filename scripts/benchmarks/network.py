@@ -153,8 +153,15 @@ def _batch(pid: int, program: str, lines: Sequence[str]) -> None:
 
 
 @contextmanager
-def _agent(name: str, folder: Path) -> Iterator[Agent]:
-    command = ["unshare", "--net", sys.executable, "-P", str(AGENT)]
+def local_agent(folder: Path) -> Iterator[Agent]:
+    """A client on this machine itself."""
+    with _agent("the client", folder, ()) as agent:
+        yield agent
+
+
+@contextmanager
+def _agent(name: str, folder: Path, inside: Sequence[str] = ("unshare", "--net")) -> Iterator[Agent]:
+    command = [*inside, sys.executable, "-P", str(AGENT)]
     with (folder / "agents.log").open("ab") as log, running(command, log, pipes=True) as process:
         agent = Agent(name, process)
         agent.ask("hello")  # from then on the namespace is there

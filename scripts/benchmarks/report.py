@@ -54,12 +54,21 @@ class Report:
         self.results.append(Result(name, middle, unit, target=f">= {least:g} {unit}", ok=ok, samples=_rounded(samples)))
 
     def ratio(
-        self, name: str, samples: Sequence[float], unit: str, against: str, theirs: Sequence[float], least: float | None
+        self,
+        name: str,
+        samples: Sequence[float],
+        unit: str,
+        against: str,
+        theirs: Sequence[float],
+        least: float | None,
+        most: float | None = None,
     ) -> None:
-        """Ours to theirs, round by round; ``least`` is the target. Without theirs, a line that says so."""
+        """Ours to theirs, round by round; ``least`` or ``most`` is the target. Without theirs, a line that says so."""
         ratio = median(a / b for a, b in zip(samples, theirs, strict=True)) if theirs else None
         target = None if least is None else f">= {least:g}x {against}"
         ok = None if ratio is None or least is None else ratio >= least
+        if most is not None:
+            target, ok = f"<= {most:g}x {against}", None if ratio is None else ratio <= most
         rounded = None if ratio is None else round(ratio, 3)
         self.results.append(Result(name, _middle(samples), unit, against, rounded, target, ok, _rounded(samples)))
 
