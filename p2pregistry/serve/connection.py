@@ -152,7 +152,7 @@ class Connection:
 
     async def _answer(self, head: wire.Head) -> Response:
         try:
-            request = Request(head.method, head.target, head.headers, self._body, self._client)
+            request = Request(head.method, head.target, head.headers, self._body, self._client, gone=self.client_gone)
             return await self._handler(request)
         except Exception as err:  # noqa: BLE001 - whatever a handler raises, its client gets an answer
             return answer_for(err, f"{head.method} {head.target.partition('?')[0]}")

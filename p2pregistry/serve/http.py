@@ -39,6 +39,7 @@ class Request:
     body: Body
     client: str = ""  # address of the other end, for logs
     scheme: str = "http"
+    gone: Callable[[], bool] = lambda: False  # whether the client has closed its side, so that no answer is wanted
     path: str = field(init=False)
     query: tuple[tuple[str, str], ...] = field(init=False)
 

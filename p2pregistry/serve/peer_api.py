@@ -202,7 +202,7 @@ async def send_blob(request: Request, blob: Blob, slots: Slots, served: Callable
     if request.method == "HEAD":
         blob.close()
         return Response(status, [*headers, ("Content-Length", str(length))])
-    await slots.take()
+    await slots.take(request.gone)
 
     def sent(count: int) -> None:
         slots.give()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Collection, Mapping
 from contextlib import asynccontextmanager
 from pathlib import Path
 
@@ -17,7 +17,8 @@ from p2pregistry.store.index import open_index
 from p2pregistry.store.memory import MemoryStore
 from p2pregistry.store.records import StoredManifest
 from p2pregistry.testing.http import running
-from p2pregistry.testing.sources import check_source
+from p2pregistry.testing.sharing import sharing
+from p2pregistry.testing.sources import Come, check_sharing, check_source
 
 
 @asynccontextmanager
@@ -27,6 +28,37 @@ async def in_memory(blobs: Mapping[Digest, bytes]) -> AsyncIterator[Source]:
 
 async def test_the_memory_source() -> None:
     await check_source(in_memory)
+
+
+@asynccontextmanager
+async def partly_in_memory(data: bytes, have: Collection[int]) -> AsyncIterator[tuple[MemorySource, Come]]:
+    info = Metainfo.of_bytes(data)
+    source = MemorySource("a", {info.digest: data}, missing={info.digest: set(range(info.count)) - set(have)})
+
+    async def come(index: int) -> None:
+        source.come(info.digest, index)
+
+    yield source, come
+
+
+async def test_the_memory_source_with_part_of_a_blob() -> None:
+    await check_sharing(partly_in_memory)
+
+
+async def test_a_peer_with_part_of_a_blob(tmp_path: Path) -> None:
+    @asynccontextmanager
+    async def make(data: bytes, have: Collection[int]) -> AsyncIterator[tuple[PeerSource, Come]]:
+        async with sharing(tmp_path) as sharer, running(sharer.api, grace=0.0) as url:
+            growing = await sharer.begin(data, have)
+            source = PeerSource("a peer", url)
+            try:
+                yield source, growing.put
+            finally:
+                source.close()
+                sharer.haves.close()
+                growing.spool.close()
+
+    await check_sharing(make)
 
 
 @asynccontextmanager
