@@ -20,12 +20,14 @@ from p2pregistry.haves import Haves
 from p2pregistry.oci.media import CAR, OCTET_STREAM
 from p2pregistry.oci.ranges import content_range, parse_range
 from p2pregistry.serve.have_stream import HaveStream
-from p2pregistry.serve.http import BlobSlice, Request, Response, Stream
+from p2pregistry.serve.http import BlobSlice, Pace, Request, Response, Stream
 from p2pregistry.store.base import Blob
 from p2pregistry.store.records import StoredManifest
 
 #: Nodes that are told at a time of the pieces that are here.
 MAX_STREAMS: Final = 64
+#: The longest zone a caller can name.
+MAX_ZONE: Final = 64
 #: The media type of lines of JSON.
 NEWS: Final = "application/x-ndjson"
 
@@ -97,7 +99,7 @@ class Held(Protocol):
 
 class PeerApi:
     """The handler of a node's peer listener. ``watching`` is told of each node that asks to be told what is here: it
-    fetches the same, so it is a source too."""
+    fetches the same, so it is a source too. ``pace`` gives the rate limit toward a zone ("": the caller named none)."""
 
     def __init__(
         self,
@@ -108,10 +110,11 @@ class PeerApi:
         served: Callable[[int], None],
         haves: Haves | None = None,
         watching: Callable[[Watch], None] = lambda _watch: None,
+        pace: Callable[[str], Pace | None] = lambda _zone: None,
     ) -> None:
         self._holdings, self._held, self._slots, self._served = holdings, held, slots, served
         self._haves = Haves() if haves is None else haves
-        self._watching = watching
+        self._watching, self._pace = watching, pace
 
     async def __call__(self, request: Request) -> Response:
         parts = request.path.split("/")
@@ -136,7 +139,8 @@ class PeerApi:
             raise NotFound("BLOB_UNKNOWN", "not here")
         blob = await self._open(request, digest)
         try:
-            return await send_blob(request, blob, self._slots, self._served)
+            pace = self._pace((request.header("p2p-zone") or "")[:MAX_ZONE])
+            return await send_blob(request, blob, self._slots, self._served, pace)
         except BaseException:
             blob.close()
             raise
@@ -191,7 +195,9 @@ def manifest_answer(media_type: str, body: bytes, claims: list[tuple[str, str]])
     return Response(200, [("Content-Type", "application/json")], msgspec.json.encode(document))
 
 
-async def send_blob(request: Request, blob: Blob, slots: Slots, served: Callable[[int], None]) -> Response:
+async def send_blob(
+    request: Request, blob: Blob, slots: Slots, served: Callable[[int], None], pace: Pace | None = None
+) -> Response:
     """A blob or a range of it, once a slot is free. The listener closes the blob; on an exception the caller does."""
     part = parse_range(request.header("range"), blob.size)
     offset, length = part or (0, blob.size)
@@ -208,4 +214,4 @@ async def send_blob(request: Request, blob: Blob, slots: Slots, served: Callable
         slots.give()
         served(count)
 
-    return Response(status, headers, BlobSlice(blob, offset, length, sent=sent))
+    return Response(status, headers, BlobSlice(blob, offset, length, sent=sent, pace=pace))

@@ -29,6 +29,7 @@ from p2pregistry.store.index import open_index
 from p2pregistry.store.memory import MemoryStore
 from p2pregistry.store.records import StoredManifest
 from p2pregistry.testing.handlers import Answer, ScriptedBody, call
+from p2pregistry.testing.http import request, running
 from p2pregistry.testing.sharing import Growing, sharing
 
 LAYER = bytes(range(256)) * 8_193  # three pieces
@@ -156,6 +157,33 @@ async def test_a_turn_that_comes_to_a_client_that_is_gone_goes_to_the_next_at_on
     assert outcomes[-1] == (5, 200)
 
 
+async def test_a_transfer_goes_at_the_pace_of_the_zone_it_is_for(tmp_path: Path) -> None:
+    zones: list[str] = []
+    paced: list[int] = []
+
+    async def pace(count: int) -> None:
+        paced.append(count)
+
+    def of_zone(zone: str) -> Callable[[int], Awaitable[None]] | None:
+        zones.append(zone)
+        return None if zone == "near" else pace
+
+    async with sharing(tmp_path) as sharer:
+        await sharer.begin(LAYER, [0])
+        api = PeerApi(
+            sharer.index, sharer.store, Slots(2, 2), served=lambda _count: None, haves=sharer.haves, pace=of_zone
+        )
+        target = f"/p2p/v1/blobs/{INFO.digest}"
+        async with running(api) as url:
+            for zone in ("near", "far", "x" * 1000):
+                answer = await request(url, "GET", target, (("Range", "bytes=0-999"), ("P2P-Zone", zone)))
+                assert answer.body == LAYER[:1000]
+            assert (await request(url, "GET", target, (("Range", "bytes=0-9"),))).status == 206
+        sharer.haves.close()
+    assert zones == ["near", "far", "x" * 64, ""]
+    assert sum(paced) == 2 * 1000 + 10
+
+
 # --------------------------------------------------------------------------------------------------- unfinished blobs
 
 
@@ -244,15 +272,15 @@ async def test_an_answer_under_way_reads_on_whatever_becomes_of_the_flight(tmp_p
     async with sharing(tmp_path) as sharer:
         growing = await sharer.begin(LAYER, [0, 1])
         target = f"/p2p/v1/blobs/{INFO.digest}"
-        request = Request("GET", target, [("range", f"bytes=0-{PIECE_SIZE}")], ScriptedBody([]))
-        finished, discarded = await sharer.api(request), await sharer.api(request)
+        whole = Request("GET", target, [("range", f"bytes=0-{PIECE_SIZE}")], ScriptedBody([]))
+        finished, discarded = await sharer.api(whole), await sharer.api(whole)
         await growing.put(2)
         await growing.finish()
         assert await body_of(finished) == LAYER[: PIECE_SIZE + 1]
         other = bytes(reversed(LAYER))
         growing = await sharer.begin(other, [0])
-        request = Request("GET", f"/p2p/v1/blobs/{growing.info.digest}", [("range", "bytes=0-9")], ScriptedBody([]))
-        failed = await sharer.api(request)
+        part = Request("GET", f"/p2p/v1/blobs/{growing.info.digest}", [("range", "bytes=0-9")], ScriptedBody([]))
+        failed = await sharer.api(part)
         await (await growing.spool.hold()).discard()
         sharer.haves.drop(growing.info.digest)
         assert await body_of(failed) == other[:10]
