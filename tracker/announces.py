@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Final, Protocol
 import trio
 
 from p2pregistry.errors import RequestError
-from p2pregistry.messages import MAX_PEERS, MIN_INTERVAL, Announce, Announced, Crowd
+from p2pregistry.messages import MAX_HOLD, MAX_PEERS, MAX_WANT, MIN_INTERVAL, Announce, Announced, Crowd
 from tracker.board import Board, Member, Pace, RandRange
 from tracker.catalog.keys import digest_key
 from tracker.named import Named
@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 
 #: Nodes that are remembered at once; a new one is turned away beyond that.
 MAX_NODES: Final = 50_000
+#: Digests that are remembered for each of them on average: some hundred bytes of memory each.
+_LINKS: Final = 40
 #: Seconds until the second announce of a node that wants something: by then the others of its crowd are known.
 _SOON: Final = 1.0
 #: Each interval is up to this part shorter or longer, so that a crowd does not come again in the same moment.
@@ -65,9 +67,9 @@ class Desk:
             nodes_known().set(len(board))
             return Member(announce.peer_id, announce.url, announce.swarm, announce.zone), 0.0, self._interval(False)
         member = Member(announce.peer_id, announce.url, announce.swarm, announce.zone, want, hold)
-        old = board.get(member.peer_id)
-        if old is None and len(board) >= self._limit:
+        if not self._room(member):
             raise RequestError("TOOMANYREQUESTS", "too many nodes announce themselves", headers={"Retry-After": "30"})
+        old = board.get(member.peer_id)
         interval = self._interval(bool(want))
         lasts = self._pace.patience(interval)
         board.put(member, now + lasts)
@@ -78,9 +80,15 @@ class Desk:
 
     def learn(self, member: Member, until: float) -> None:
         """What another process was told."""
-        if self.board.get(member.peer_id) is not None or len(self.board) < self._limit:
+        if self._room(member):
             self.board.put(member, until)
             nodes_known().set(len(self.board))
+
+    def _room(self, member: Member) -> bool:
+        old = self.board.get(member.peer_id)
+        more = member.links - (0 if old is None else old.links)
+        few = old is not None or len(self.board) < self._limit
+        return few and (more <= 0 or self.board.links + more <= max(_LINKS * self._limit, MAX_WANT + MAX_HOLD))
 
     def expire(self) -> None:
         """Forget whoever is gone."""

@@ -34,6 +34,11 @@ class Member:
     want: frozenset[bytes] = frozenset()
     hold: frozenset[bytes] = frozenset()
 
+    @property
+    def links(self) -> int:
+        """How many digests it has to do with."""
+        return len(self.want) + len(self.hold)
+
 
 class _Bag:
     """Members in no order: added, removed and drawn in constant time."""
@@ -153,6 +158,8 @@ class Board:
         self._digests: dict[tuple[str, bytes], _Digest] = {}
         #: Nodes that want something.
         self.wanting = 0
+        #: Digests of all nodes together, each counted once for each node.
+        self.links = 0
 
     def __len__(self) -> int:
         return len(self._members)
@@ -188,6 +195,7 @@ class Board:
     def _link(self, member: Member) -> None:
         self._members[member.peer_id] = member
         self.wanting += bool(member.want)
+        self.links += member.links
         for key in member.want:
             self._digests.setdefault((member.swarm, key), _Digest()).wanting.add(member)
         for key in member.hold:
@@ -196,6 +204,7 @@ class Board:
     def _unlink(self, member: Member) -> None:
         del self._members[member.peer_id]
         self.wanting -= bool(member.want)
+        self.links -= member.links
         for keys, wanting in ((member.want, True), (member.hold, False)):
             for key in keys:
                 found = self._digests[member.swarm, key]
@@ -219,8 +228,8 @@ class Board:
         wanting: dict[int, _Need] = {}
         for key, position in asked.items():
             found = self._digests.get((swarm, key))
-            holding[position] = _Need(found and found.holding)
-            wanting[position] = _Need(found and found.wanting)
+            holding[position] = _Need(None if found is None else found.holding)
+            wanting[position] = _Need(None if found is None else found.wanting)
         needs = [need for position in holding for need in (holding[position], wanting[position])]
         chosen: dict[str, PeerSeen] = {}
         # in a crowd nearly all have the same digests: their positions are looked up once

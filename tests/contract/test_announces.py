@@ -18,7 +18,7 @@ from p2pregistry.digest import Digest
 from p2pregistry.messages import Crowd
 from tracker.announces import Desk, MemoryAnnounces
 from tracker.announces_check import CASES, ONE, TWO, Rig, names, node, peer
-from tracker.announces_postgres import PostgresAnnounces
+from tracker.announces_postgres import LOCK, PostgresAnnounces
 from tracker.board import Pace
 from tracker.catalog.base import Catalog
 from tracker.catalog.check import Signer, manifest
@@ -127,6 +127,32 @@ async def test_a_database_that_is_away_costs_only_the_news(database: str, postgr
             while names(await first.announce(node(4, (ONE,)))) != {peer(1), peer(2), peer(3)}:
                 await trio.sleep(0.02)
         assert names(await second.announce(node(2, (ONE,)))) == {peer(1), peer(3), peer(4)}
+
+
+async def test_a_database_that_is_stuck_costs_only_the_news(database: str, mock_clock: trio.testing.MockClock) -> None:
+    async with postgres_rig(database, mock_clock) as (rig, _):
+        await rig.name([ONE])
+        await rig.first.announce(node(1, (), (ONE,)))
+        await rig.second.announce(node(2, (ONE,)))
+        with psycopg.connect(database, autocommit=True) as other:
+            other.execute("select pg_advisory_lock(%s)", (LOCK,))
+            for number, known in ((3, {peer(1)}), (4, {peer(1), peer(3)})):
+                async with trio.open_nursery() as nursery:
+                    found: list[set[str]] = []
+
+                    async def ask(number: int, found: list[set[str]] = found) -> None:
+                        found.append(names(await rig.first.announce(node(number, (ONE,)))))
+
+                    nursery.start_soon(ask, number)
+                    await trio.testing.wait_all_tasks_blocked(0.1)
+                    mock_clock.jump(1.5)
+                assert found == [known]
+        told: set[str] = set()
+        for _ in range(1000):
+            told = names(await rig.second.announce(node(2, (ONE,))))
+            if len(told) == 3:
+                break
+        assert told == {peer(1), peer(3), peer(4)}
 
 
 async def test_a_table_emptied_by_a_crash_fills_again(database: str) -> None:

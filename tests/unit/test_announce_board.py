@@ -157,6 +157,7 @@ def test_the_board_agrees_with_a_plain_list(steps: list[tuple], limit: int, seed
             plain = {name: entry for name, entry in plain.items() if entry[1] > now}
     assert len(on) == len(plain)
     assert on.wanting == sum(bool(one.want) for one, _ in plain.values())
+    assert on.links == sum(len(one.want) + len(one.hold) for one, _ in plain.values())
     others = [one for one, _ in plain.values() if one.swarm == "s" and one.peer_id != "p0"]
     for key in (A, B, C):
         counts = (sum(key in one.want for one in others), sum(key in one.hold for one in others))

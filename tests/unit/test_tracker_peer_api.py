@@ -153,6 +153,27 @@ async def test_beyond_so_many_nodes_new_ones_are_turned_away(tmp_path: Path) -> 
         assert (await call(peer, "POST", "/p2p/v1/announce", node(2).encode())).status == 200
 
 
+async def test_beyond_so_many_digests_new_ones_are_turned_away(tmp_path: Path) -> None:
+    async with registry(tmp_path) as api:
+        randrange = random.Random(1).randrange
+        announces = MemoryAnnounces(Named(api.catalog), pace=Pace(), randrange=randrange, limit=100)
+        peer = TrackerPeerApi(api.catalog, api.store, Slots(4, 4), lambda: SWARM, announces=announces)
+        many = tuple(Digest.of(b"%d" % number) for number in range(1500))
+        told = []
+        for number, hold in (
+            (0, many),
+            (1, many),
+            (2, many),
+            (2, many[:1000]),
+            (3, many[:1]),
+            (0, many),
+            (0, ()),
+            (3, many),
+        ):
+            told.append((await call(peer, "POST", "/p2p/v1/announce", node(number, (), hold).encode())).status)
+        assert told == [200, 200, 429, 200, 429, 200, 200, 200]
+
+
 async def test_a_crowd_of_thousands(tmp_path: Path) -> None:
     async with both(tmp_path) as (api, peer):
         await api.push_image(REPO, "1", b"layer", b"other")
@@ -237,9 +258,10 @@ async def test_a_piece_is_chosen_when_its_turn_comes(tmp_path: Path) -> None:
             answers.append(await call(peer, "POST", target, pack(wanted)))
 
         async with trio.open_nursery() as nursery:
-            for wanted in (b"\1\0", b"\1\1", b"\1\1"):
+            for turn, wanted in enumerate((b"\1\0", b"\1\1", b"\1\1"), 1):
                 nursery.start_soon(ask, wanted)
-                await trio.testing.wait_all_tasks_blocked(0.05)
+                while len(peer._slots._waiting) < turn:
+                    await trio.sleep(0.001)
             peer._slots.give()
         # the second had waited while the first took piece 0, the third until there was none left
         ranges = [answer.headers.get("content-range") for answer in answers]
