@@ -132,7 +132,7 @@ class TrackerPeerApi:
             count = piece_count(blob.size)
             # a body somewhat too long is read, so that the answer can say how long it should be
             wanted = unpack(await request.body.read(2 * (count // 8) + 1024), count)
-            await self._slots.take()
+            await self._slots.take(request.gone)
             # chosen only now: while this request waited, others were sent pieces
             return self._hand(blob, wanted)
         except BaseException:
