@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import http.client
+import os
 import random
+import signal
+import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -66,3 +69,18 @@ def test_a_crowd_that_comes_at_once_finds_itself_across_processes(tmp_path: Path
         for number, answer in enumerate(answers):
             assert names(answer) == {peer(other) for other in range(16)} - {peer(number)}
             assert answer.crowd == [Crowd(15, 0)]
+
+
+def test_nodes_find_each_other_while_postgres_restarts(tmp_path: Path) -> None:
+    with tracker(tmp_path / "one") as process:
+        Client(process).push("acme/api", "1", IMAGE)
+        announce(process, node(1, (), (DIGEST,)))
+        assert names(announce(process, node(2, (DIGEST,)))) == {peer(1)}
+        pid = Path(process.facts["data_dir"], "postgres", "data", "postmaster.pid")
+        os.kill(int(pid.read_text("ascii").split("\n")[0]), signal.SIGKILL)
+        deadline = time.monotonic() + PATIENCE
+        while time.monotonic() < deadline:
+            assert peer(1) in names(announce(process, node(2, (DIGEST,))))
+            if Client(process).request("GET", "/v2/acme/api/manifests/1")[0] == 200:
+                return
+        raise AssertionError("Postgres did not come back")

@@ -1,0 +1,94 @@
+"""What the tracker remembers beside announces: which digests are named, and what was sent of a blob."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+
+import pytest
+import trio
+import trio.testing
+
+from p2pregistry.content.metainfo import Metainfo
+from p2pregistry.digest import Digest
+from p2pregistry.errors import LocalError, NotFound
+from tracker.catalog.check import Signer, manifest
+from tracker.catalog.memory import MemoryCatalog
+from tracker.handout import Handout
+from tracker.named import Named
+
+ONE, TWO = Metainfo.of_bytes(b"one"), Metainfo.of_bytes(b"two")
+MIB = 1 << 20
+
+
+class Asked(MemoryCatalog):
+    """Counts the questions; ``away`` fails them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.questions: list[list[Digest]] = []
+        self.away = False
+
+    async def named(self, digests: Sequence[Digest]) -> set[Digest]:
+        self.questions.append(list(digests))
+        if self.away:
+            raise LocalError("the database is away")
+        return await super().named(digests)
+
+    async def name(self, blob: Metainfo) -> None:
+        await self.add_blob("a", blob)
+        await self.put_manifest("a", manifest(blob.hashes, [blob]), (), Signer())
+
+
+async def test_what_is_named_is_asked_once_in_a_while(mock_clock: trio.testing.MockClock) -> None:
+    catalog = Asked()
+    await catalog.name(ONE)
+    named = Named(catalog)
+    for _ in range(3):
+        await named.learn([ONE.digest, TWO.digest])
+        await named.check(ONE.digest)
+    assert catalog.questions == [[ONE.digest, TWO.digest]]
+    assert (named.known(ONE.digest), named.known(TWO.digest)) == (True, False)
+    mock_clock.jump(5)
+    await named.learn([ONE.digest, TWO.digest])
+    assert catalog.questions[1:] == [[TWO.digest]]  # what was not named may be by now
+    mock_clock.jump(30)
+    assert named.unknown([ONE.digest]) == [ONE.digest]
+    assert named.known(ONE.digest)  # until the catalog says otherwise
+
+
+async def test_a_blob_that_was_named_a_moment_ago_is_served(mock_clock: trio.testing.MockClock) -> None:
+    catalog = Asked()
+    named = Named(catalog)
+    await named.learn([ONE.digest])
+    with pytest.raises(NotFound):
+        await named.check(ONE.digest)
+    await catalog.name(ONE)
+    await named.check(ONE.digest)
+    catalog.away = True
+    await named.check(ONE.digest)
+    mock_clock.jump(60)
+    with pytest.raises(LocalError):
+        await named.check(ONE.digest)
+    with pytest.raises(LocalError):
+        await named.learn([TWO.digest])
+
+
+def test_counts_of_blobs_not_asked_for_are_forgotten() -> None:
+    handout = Handout(randrange=random.Random(1).randrange, limit=2)
+    digests = [Digest.of(b"%d" % number) for number in range(3)]
+
+    def sent(digest: Digest) -> int | None:
+        handed, _ = handout.choose(digest, 2 * MIB - 5, b"\1\0", 0.0)
+        return None if handed is None else handed.length
+
+    assert [sent(digests[0]), sent(digests[1]), sent(digests[0])] == [MIB, MIB, None]
+    assert sent(digests[2]) == MIB  # the second is forgotten
+    assert [sent(digests[0]), sent(digests[1])] == [None, MIB]
+
+
+def test_the_last_piece_is_shorter() -> None:
+    handout = Handout(randrange=random.Random(1).randrange)
+    handed, wait = handout.choose(ONE.digest, 2 * MIB - 5, b"\0\1", 0.0)
+    assert handed is not None
+    assert (handed.index, handed.length, wait) == (1, MIB - 5, 0.0)
