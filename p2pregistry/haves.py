@@ -82,6 +82,8 @@ class Haves:
         self._maps: dict[Digest, _Map] = {}
         self._watchers: dict[Digest, set[Watcher]] = {}
         self._all: set[Watcher] = set()
+        #: of the digests that are watched those that are about to go: the index may still have them
+        self._going: set[Digest] = set()
         self._closed = False
 
     # -- what flights say -----------------------------------------------------------------------------------------
@@ -90,6 +92,7 @@ class Haves:
         """A blob of ``count`` pieces is being fetched and these are here already. ``partial`` serves them, is ours from
         now on, and is closed when the blob is complete or dropped. Called again, it begins anew."""
         self._forget(digest)
+        self._going.discard(digest)
         self._maps[digest] = _Map(count, have, partial)
         self._changed(digest)
 
@@ -105,14 +108,17 @@ class Haves:
     def full(self, digest: Digest) -> None:
         """The blob is complete, and in the store."""
         self._forget(digest)
+        self._going.discard(digest)
         if self._known is None or self._known.blob(digest) is None:  # else the index remembers
             whole = self._maps[digest] = _Map(0, (), None)
             whole.full = True
         self._changed(digest)
 
     def drop(self, digest: Digest) -> None:
-        """Nothing of the blob is here any more, or it is not to be shown."""
+        """Nothing of the blob is here any more, or in a moment."""
         self._forget(digest)
+        if digest in self._watchers:
+            self._going.add(digest)
         self._changed(digest)
 
     def partial(self, digest: Digest) -> Partial | None:
@@ -163,6 +169,7 @@ class Haves:
             others.discard(watcher)
             if not others:
                 self._watchers.pop(digest, None)
+                self._going.discard(digest)
 
     def watching(self, digest: Digest) -> set[Watcher]:
         """Who is told of this digest."""
@@ -183,7 +190,9 @@ class Haves:
         known = self._maps.get(digest)
         if known is not None:
             return _FULL if known.full else known
-        return _FULL if self._known is not None and self._known.blob(digest) is not None else None
+        if digest in self._going or self._known is None or self._known.blob(digest) is None:
+            return None
+        return _FULL
 
 
 class Watcher:

@@ -15,7 +15,7 @@ import msgspec
 from p2pregistry.content.car import read_table
 from p2pregistry.content.metainfo import BlobRef
 from p2pregistry.digest import Digest
-from p2pregistry.errors import BadContent
+from p2pregistry.errors import BadContent, Unreachable
 from p2pregistry.have_news import MAX_LINE, HaveNews, Watch, read_news
 from p2pregistry.oci.manifest import MANIFEST_LIMIT
 from p2pregistry.sources.base import Incoming
@@ -73,7 +73,8 @@ def read_manifest(data: bytes, wanted: Digest | None) -> RemoteManifest:
 
 
 class News:
-    """What a peer tells of what it has; an async iterator of HaveNews. Heartbeats are left out."""
+    """What a peer tells of what it has; an async iterator of HaveNews that ends only with an error. Heartbeats are left
+    out."""
 
     def __init__(self, lines: Lines, watched: int) -> None:
         self._lines, self._watched = lines, watched
@@ -82,11 +83,12 @@ class News:
         return self
 
     async def __anext__(self) -> HaveNews:
-        """Raises Unreachable when it breaks off or falls silent, BadContent for what is no news."""
-        while True:
-            news = read_news(await self._lines.__anext__(), self._watched)
+        """Raises Unreachable when it ends, breaks off or falls silent, BadContent for what is no news."""
+        async for line in self._lines:
+            news = read_news(line, self._watched)
             if news != _NO_NEWS:
                 return news
+        raise Unreachable("it tells nothing any more")
 
 
 class PeerSource:

@@ -14,7 +14,7 @@ import trio.testing
 from p2pregistry.content.metainfo import Metainfo
 from p2pregistry.content.unixfs import PIECE_SIZE
 from p2pregistry.digest import Digest
-from p2pregistry.errors import NotYet, RemoteBusy
+from p2pregistry.errors import NotYet, RemoteBusy, Unreachable
 from p2pregistry.have_news import HaveNews, Watch
 from p2pregistry.messages import unpack
 from p2pregistry.serve.listen import Limits
@@ -118,18 +118,36 @@ async def test_a_watcher_that_went_away_is_forgotten_without_being_told_anything
         assert sharer.haves.watching(INFO.digest) == set()
 
 
-async def test_at_the_end_streams_end_at_once_and_the_answer_is_whole(tmp_path: Path) -> None:
-    async with sharing(tmp_path) as sharer:
-        async with running(sharer.api, grace=1000.0) as url:
-            source = PeerSource("a peer", url)
+@pytest.mark.parametrize("how", ["the have-maps close", "the listener stops"])
+async def test_at_the_end_streams_end_at_once(tmp_path: Path, how: str) -> None:
+    """And hold nobody up for the time that other answers may take."""
+    outcome: list[str] = []
+    async with sharing(tmp_path) as sharer, trio.open_nursery() as nursery:
+        await sharer.begin(DATA, [1])
+        told = trio.Event()
+
+        async def listen(source: PeerSource) -> None:
             async with source.watch(ME) as news:
-                growing = await sharer.begin(DATA, [1])
-                await some(news)
-                sharer.haves.close()
-                with trio.fail_after(PATIENCE):
-                    assert [line async for line in news] == []
-            source.close()
-        growing.spool.close()
+                async for _ in news:
+                    told.set()
+
+        async def until_it_ends(source: PeerSource) -> None:
+            try:
+                await listen(source)
+            except Unreachable as err:
+                outcome.append(err.message)
+
+        with trio.fail_after(PATIENCE):
+            async with running(sharer.api, grace=1000.0) as url:
+                source = PeerSource("a peer", url)
+                nursery.start_soon(until_it_ends, source)
+                await told.wait()
+                if how == "the have-maps close":
+                    sharer.haves.close()
+            await left(sharer, 0)
+        source.close()
+        sharer.haves.close()
+    assert len(outcome) == 1
 
 
 async def test_one_too_many_is_told_to_come_later(tmp_path: Path) -> None:

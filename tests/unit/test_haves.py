@@ -110,9 +110,17 @@ def test_complete_blobs_are_told_and_those_that_no_claim_names_are_not() -> None
     index.held.add(B)
     haves.full(B)
     assert watcher.news() == HaveNews(full=[1])
-    index.held.remove(A)
-    haves.drop(A)  # evicted
+    haves.drop(A)  # it is about to be evicted: others are told before it goes
     assert watcher.news() == HaveNews(gone=[0])
+    index.held.remove(A)
+    haves.drop(A)
+    assert watcher.news() == HaveNews()
+    index.held.add(A)
+    haves.full(A)
+    assert watcher.news() == HaveNews(full=[0])
+    haves.drop(A)
+    watcher.leave()
+    assert haves.watch(watch(0, A)).news() == HaveNews(full=[0]), "nothing is kept for those who are not there"
 
 
 steps = st.lists(
