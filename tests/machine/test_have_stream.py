@@ -17,10 +17,12 @@ from p2pregistry.digest import Digest
 from p2pregistry.errors import NotYet, RemoteBusy, Unreachable
 from p2pregistry.have_news import HaveNews, Watch
 from p2pregistry.messages import unpack
+from p2pregistry.serve.http import Request
 from p2pregistry.serve.listen import Limits
 from p2pregistry.serve.peer_api import MAX_STREAMS, Slots
 from p2pregistry.sources.peer import PeerSource
-from p2pregistry.testing.http import PATIENCE, raw_client, running
+from p2pregistry.testing.http import PATIENCE, raw_client, request, running
+from p2pregistry.testing.node_stack import node_stack, origin
 from p2pregistry.testing.sharing import Sharer, sharing
 from p2pregistry.testing.sources import read
 
@@ -180,3 +182,61 @@ async def test_a_client_that_left_the_queue_takes_no_turn(tmp_path: Path) -> Non
             await trio.testing.wait_all_tasks_blocked(0.05)
             slots.give()
         assert got == [DATA[2 * PIECE_SIZE : 3 * PIECE_SIZE]]
+
+
+# ------------------------------------------------------------------------------------------------- with a real flight
+
+IMAGE = random.Random(6).randbytes(20 * PIECE_SIZE + 5)
+LAYER = Metainfo.of_bytes(IMAGE)
+LATE = 10 * PIECE_SIZE
+
+
+async def test_a_node_in_the_middle_of_a_pull_shares_what_it_has_and_no_more(tmp_path: Path) -> None:
+    """Its tracker hands the second half out only when the test says so."""
+    rest = trio.Event()
+
+    def gate(req: Request) -> trio.Event | None:
+        first = (req.header("range") or "bytes=0-").removeprefix("bytes=").partition("-")[0]
+        return rest if f"/blobs/{LAYER.digest}" in req.target and int(first or 0) >= LATE else None
+
+    watch = Watch(ME.peer_id, ME.url, "", (LAYER.digest,))
+    async with origin(tmp_path / "tracker") as tracker:
+        await tracker.registry.push_image("a/b", "1", IMAGE)
+        tracker.gate = gate
+        async with node_stack(tmp_path / "node", tracker=tracker.url, network=None) as node:
+            source = PeerSource("the node", node.peer_url)
+            assert (await request(node.url, "GET", "/v2/a/b/manifests/1")).status == 200
+            async with trio.open_nursery() as nursery, source.watch(watch) as news:
+                nursery.start_soon(request, node.url, "GET", f"/v2/a/b/blobs/{LAYER.digest}")
+                told = await _until(news, 8)
+                for index in told:
+                    length = LAYER.length(index)
+                    assert await _bytes(source, index, length) == IMAGE[index * PIECE_SIZE :][:length]
+                for index in set(range(LAYER.count)) - set(told):
+                    if index * PIECE_SIZE >= LATE:
+                        with pytest.raises(NotYet):
+                            await _bytes(source, index, LAYER.length(index))
+                assert not any(index * PIECE_SIZE > LATE for index in told)
+                rest.set()
+                told += await _until(news, LAYER.count)
+                assert len(set(told)) == len(told), "each piece once, and the last ones by the word that it is complete"
+            source.close()
+
+
+async def _bytes(source: PeerSource, index: int, length: int) -> bytes:
+    with trio.fail_after(PATIENCE):
+        return await read(source, LAYER.digest, index * PIECE_SIZE, length)
+
+
+async def _until(news: AsyncIterator[HaveNews], count: int) -> list[int]:
+    """What is told until so many pieces were, or the blob is complete."""
+    told: list[int] = []
+    while len(told) < count:
+        line = await some(news)
+        for _, bitmap in line.have:
+            told += [index for index, flag in enumerate(unpack(bitmap, LAYER.count)) if flag]
+        for _, indexes in line.add:
+            told += indexes
+        if line.full:
+            break
+    return told
