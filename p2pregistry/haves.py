@@ -66,6 +66,7 @@ class _Map:
             self.here[index] = 1
         self.came = array("I")
         self.full = False
+        self.named = False  # whether a claim names it, once that has been seen: it stays so
         self.partial = partial
 
     def let_go(self) -> None:
@@ -185,9 +186,12 @@ class Haves:
 
     def state(self, digest: Digest) -> _Map | str | None:
         """The blob's map; _FULL; or None where there is nothing that may be shown."""
-        if self._known is not None and self._known.ref(digest) is None:
-            return None
         known = self._maps.get(digest)
+        if (known is None or not known.named) and self._known is not None:
+            if self._known.ref(digest) is None:
+                return None
+            if known is not None:
+                known.named = True
         if known is not None:
             return _FULL if known.full else known
         if digest in self._going or self._known is None or self._known.blob(digest) is None:
