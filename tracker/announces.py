@@ -24,8 +24,8 @@ if TYPE_CHECKING:
 MAX_NODES: Final = 50_000
 #: Digests that are remembered for each of them on average: some hundred bytes of memory each.
 _LINKS: Final = 40
-#: Seconds until the second announce of a node that wants something: by then the others of its crowd are known.
-_SOON: Final = 1.0
+#: Seconds until the next announce of a node that wants something new: by then the others of its crowd are known.
+_SOON: Final = 0.5
 #: Each interval is up to this part shorter or longer, so that a crowd does not come again in the same moment.
 _SPREAD: Final = 0.15
 
@@ -74,7 +74,7 @@ class Desk:
         lasts = self._pace.patience(interval)
         board.put(member, now + lasts)
         nodes_known().set(len(board))
-        if want and (old is None or not old.want):
+        if want and (old is None or not want <= old.want):
             interval = min(interval, _SOON * interval / self._pace.wanting)
         return member, lasts, interval
 
