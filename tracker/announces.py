@@ -24,8 +24,6 @@ if TYPE_CHECKING:
 MAX_NODES: Final = 50_000
 #: Digests that are remembered for each of them on average: some hundred bytes of memory each.
 _LINKS: Final = 40
-#: Seconds until the next announce of a node that wants something new: by then the others of its crowd are known.
-_SOON: Final = 0.5
 #: Each interval is up to this part shorter or longer, so that a crowd does not come again in the same moment.
 _SPREAD: Final = 0.15
 
@@ -75,7 +73,7 @@ class Desk:
         board.put(member, now + lasts)
         nodes_known().set(len(board))
         if want and (old is None or not want <= old.want):
-            interval = min(interval, _SOON * interval / self._pace.wanting)
+            interval = min(interval, self._pace.soon(board.wanting))
         return member, lasts, interval
 
     def learn(self, member: Member, until: float) -> None:

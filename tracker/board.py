@@ -276,6 +276,8 @@ class Pace:
     wanting: float = 3.0
     holding: float = 30.0
     rate: float = 300.0
+    #: Seconds until the next announce of a node that wants something new: by then the others of its crowd are known.
+    soonest: float = 0.5
     #: Seconds of silence that any node may take.
     silence: float = 10.0
 
@@ -283,6 +285,10 @@ class Pace:
         """Seconds until a node's next announce, with so many nodes of each kind."""
         stretch = max(1.0, (wanting / self.wanting + holding / self.holding) / self.rate)
         return stretch * (self.wanting if wants else self.holding)
+
+    def soon(self, wanting: int) -> float:
+        """Seconds until the next announce of a node that wants something new, of so many that want something."""
+        return max(self.soonest, wanting / self.rate)
 
     def patience(self, interval: float) -> float:
         """Seconds without an announce after which a node with this interval is gone."""

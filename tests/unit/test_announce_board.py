@@ -179,5 +179,6 @@ def test_the_pace_slows_down_when_there_are_many() -> None:
     assert pace.interval(True, 9000, 0) == 30.0  # 9000 nodes every 30 s are 300 a second
     slow = pace.interval(False, 9000, 9000)
     assert 9000 / pace.interval(True, 9000, 9000) + 9000 / slow == pytest.approx(300)
+    assert [pace.soon(wanting) for wanting in (1, 150, 3000)] == [0.5, 0.5, 10.0]
     assert pace.patience(3.0) == 10.0
     assert pace.patience(30.0) == 90.0
