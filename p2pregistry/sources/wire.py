@@ -19,6 +19,7 @@ import h11
 import trio
 
 from p2pregistry.errors import BadContent, NotFound, NotYet, RemoteBusy, RemoteError, Unreachable
+from p2pregistry.sources.chunks import Chunks
 
 #: The longest head of an answer, bytes.
 MAX_HEAD = 32 << 10
@@ -109,9 +110,15 @@ class LineCutter:
 class Lines:
     """The lines of an answer as they come; an async iterator. Made by ``Client.lines``."""
 
-    def __init__(self, stream: trio.SocketStream, machine: h11.Connection, silence: float, limit: int) -> None:
+    def __init__(
+        self, stream: trio.SocketStream, machine: h11.Connection, silence: float, limit: int, *, chunked: bool
+    ) -> None:
         self._stream, self._machine, self._silence = stream, machine, silence
         self._cut = LineCutter(limit)
+        self._chunks: Chunks | None = None
+        if chunked:  # h11 costs more than all else that is done with a line
+            self._chunks = Chunks()
+            self._early = machine.trailing_data[0]
         self._ready: deque[bytes] = deque()
 
     def __aiter__(self) -> Lines:
@@ -141,6 +148,8 @@ class Lines:
         return self._ready.popleft()
 
     async def _more(self) -> bytes | None:
+        if self._chunks is not None:
+            return await self._more_chunks(self._chunks)
         while True:
             event = self._machine.next_event()
             if isinstance(event, h11.Data):
@@ -148,6 +157,16 @@ class Lines:
             if event is not h11.NEED_DATA:
                 return None
             self._machine.receive_data(await self._stream.receive_some(_LINES_READ))
+
+    async def _more_chunks(self, chunks: Chunks) -> bytes | None:
+        if chunks.done:
+            return None
+        data, self._early = self._early, b""
+        if not data:
+            data = await self._stream.receive_some(_LINES_READ)
+            if not data:
+                raise Unreachable("the answer was cut short")
+        return b"".join(chunks.feed(bytes(data)))
 
 
 class Client:
@@ -260,7 +279,8 @@ class Client:
             found = _fields(event)
             if event.status_code != 200:
                 raise refusal(Answer(event.status_code, found, 0, memoryview(b""), stream, 0))
-            yield Lines(stream, machine, silence, limit)
+            chunked = found.get("transfer-encoding", "").strip().lower() == "chunked"
+            yield Lines(stream, machine, silence, limit, chunked=chunked)
         finally:
             stream.socket.close()
 
