@@ -34,6 +34,10 @@ _SWEEP_ROWS: Final = 1000
 
 #: Any number will do, as long as all trackers use the same and nothing else does; it is "p2pann" in ASCII.
 LOCK: Final = 0x703270616E6E
+# A process that is stopped while it has the lock must not hold up the others: its transaction is ended.
+TAKE_LOCK: Final = (
+    f"set local idle_in_transaction_session_timeout = 2000; select pg_advisory_xact_lock({LOCK})".encode()
+)
 _CHANGED: Final = """
 select peer_id, url, swarm, zone, want::bytea[], hold::bytea[], extract(epoch from gone_at - clock_timestamp())::float8
 from announces where change > %s
@@ -168,7 +172,7 @@ def _exchange(
     """What changed since number ``read`` - nodes, and for how many seconds they still count - then write ``rows``; the
     newest number afterwards."""
     # a statement of its own: the next one must not see the database as it was before the lock
-    connection.execute("select pg_advisory_xact_lock(%s)", (LOCK,))
+    connection.execute(TAKE_LOCK)
     changed = [_member(row) for row in connection.execute(_CHANGED, (read,)).fetchall()]
     columns: tuple[list[Any], ...] = ([], [], [], [], [], [], [])
     for member, lasts in rows:

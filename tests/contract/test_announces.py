@@ -18,7 +18,7 @@ from p2pregistry.digest import Digest
 from p2pregistry.messages import Crowd
 from tracker.announces import Desk, MemoryAnnounces
 from tracker.announces_check import CASES, ONE, TWO, Rig, names, node, peer
-from tracker.announces_postgres import LOCK, PostgresAnnounces
+from tracker.announces_postgres import LOCK, TAKE_LOCK, PostgresAnnounces
 from tracker.board import Pace
 from tracker.catalog.base import Catalog
 from tracker.catalog.check import Signer, manifest
@@ -153,6 +153,22 @@ async def test_a_database_that_is_stuck_costs_only_the_news(database: str, mock_
             if len(told) == 3:
                 break
         assert told == {peer(1), peer(3), peer(4)}
+
+
+async def test_a_process_stopped_with_the_lock_does_not_hold_up_the_others(database: str) -> None:
+    async with postgres_announces(database) as first, postgres_announces(database) as second:
+        await name(PostgresCatalog(first._db), [ONE])
+        await second.announce(node(1, (), (ONE,)))
+        with psycopg.connect(database, autocommit=True) as stopped:
+            stopped.execute("begin")
+            stopped.execute(TAKE_LOCK)
+            await first.announce(node(2, (ONE,)))  # answered, but not told of to the other
+            with trio.fail_after(SOON):
+                while names(await second.announce(node(3, (ONE,)))) != {peer(1), peer(2)}:
+                    await first.announce(node(2, (ONE,)))
+                    await trio.sleep(0.02)
+            with pytest.raises(psycopg.OperationalError):
+                stopped.execute("select 1")
 
 
 async def test_a_table_emptied_by_a_crash_fills_again(database: str) -> None:
