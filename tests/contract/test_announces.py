@@ -12,6 +12,7 @@ import pytest
 import trio
 import trio.testing
 from psycopg.conninfo import conninfo_to_dict
+from psycopg.errors import IdleInTransactionSessionTimeout
 
 from p2pregistry.content.metainfo import Metainfo
 from p2pregistry.digest import Digest
@@ -167,7 +168,7 @@ async def test_a_process_stopped_with_the_lock_does_not_hold_up_the_others(datab
                 while names(await second.announce(node(3, (ONE,)))) != {peer(1), peer(2)}:
                     await first.announce(node(2, (ONE,)))
                     await trio.sleep(0.02)
-            with pytest.raises(psycopg.OperationalError):
+            with pytest.raises(IdleInTransactionSessionTimeout):
                 stopped.execute("select 1")
 
 
