@@ -83,11 +83,13 @@ def test_any_line_is_news_within_bounds_or_refused(line: bytes) -> None:
 )
 def test_any_bytes_are_a_watch_or_refused_with_a_reason(data: bytes) -> None:
     refused: RequestError | None = None
+    watch: Watch | None = None
     try:
         watch = read_watch(data)
     except RequestError as err:
         refused = err
-    if refused is not None:
+    if watch is None:
+        assert refused is not None
         assert (refused.status, refused.code) == (400, "ANNOUNCE_INVALID")
         assert 0 < len(refused.message) <= 300
         return

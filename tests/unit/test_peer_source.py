@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 
 import pytest
 import trio
@@ -15,9 +15,10 @@ from p2pregistry.content.car import read_table, write_table
 from p2pregistry.content.metainfo import Metainfo
 from p2pregistry.content.unixfs import PIECE_SIZE
 from p2pregistry.digest import Digest
-from p2pregistry.errors import BadContent, NotFound, RegistryError, RemoteError
-from p2pregistry.serve.http import Request, Response
-from p2pregistry.sources.peer import read_manifest
+from p2pregistry.errors import BadContent, NotFound, RegistryError, RemoteBusy, RemoteError, Unreachable
+from p2pregistry.have_news import MAX_LINE, HaveNews, Watch, read_watch
+from p2pregistry.serve.http import Request, Response, Stream
+from p2pregistry.sources.peer import PeerSource, read_manifest
 from p2pregistry.sources.tracker import TrackerSource
 from p2pregistry.testing.http import running
 
@@ -170,3 +171,74 @@ async def test_a_server_that_is_no_tracker_is_bad_content() -> None:
         finally:
             tracker.close()
     assert isinstance(failure, BadContent)
+
+
+# --------------------------------------------------------------------------------------------------------------- news
+
+WATCH = Watch("A" * 40, "http://10.0.0.1:1", "r", (DIGEST, INFO.digest))
+STATE = b'{"have":[[1,"gA=="]]}\n'
+
+
+async def said_news(status: int, *parts: bytes) -> tuple[list[HaveNews], RegistryError]:
+    """What comes of a watch that is answered like this, and how it ended."""
+    asked: list[Watch] = []
+
+    async def handler(request: Request) -> Response:
+        asked.append(read_watch(await request.body.read(10_000)))
+        assert request.header("p2p-zone") == "r"
+
+        async def lines() -> AsyncIterator[bytes]:
+            for part in parts:
+                yield part
+
+        return Response(status, [], Stream(lines(), None))
+
+    found: list[HaveNews] = []
+
+    async def listen(source: PeerSource) -> None:
+        async with source.watch(WATCH) as news:
+            async for line in news:
+                found.append(line)  # noqa: PERF401 - it ends with an error
+
+    async with running(handler, grace=0.0) as url:
+        source = PeerSource("a peer", url, zone="r")
+        ended: RegistryError | None = None
+        try:
+            with trio.fail_after(20):
+                await listen(source)
+        except (RemoteError, NotFound) as err:
+            ended = err
+        finally:
+            source.close()
+    assert asked == [WATCH]
+    assert ended is not None, "news never end well"
+    return found, ended
+
+
+async def test_news_come_as_they_are_said_without_the_heartbeats() -> None:
+    found, ended = await said_news(200, b"{}\n" + STATE, b"{}\n", b'{"add":[[1,[5]]]', b',"x":1}\n{"full":[0]}\n')
+    assert found == [HaveNews([(1, b"\x80")]), HaveNews(add=[(1, [5])]), HaveNews(full=[0])]
+    assert isinstance(ended, Unreachable)
+
+
+@pytest.mark.parametrize(
+    "line",
+    [b"", b"x", b"[]", b"\xff", b'{"full":[2]}', b'{"full":[-1]}', b'{"gone":[1],"full":[1]}', b'{"add":[[0,[-1]]]}',
+     b'{"add":[[0,[4294967296]]]}', b'{"have":[[0,"!"]]}', b'{"peers":[{"peer_id":"x","url":"http://a:1"}]}',
+     b'{"have":[[0,""],[0,""]]}', b"[" * 100_000, b'"' + b"x" * MAX_LINE + b'"'],
+    ids=range(14),
+)  # fmt: skip
+async def test_what_is_no_news_ends_the_stream(line: bytes) -> None:
+    found, ended = await said_news(200, STATE, line + b"\n", STATE)
+    assert found == [HaveNews([(1, b"\x80")])]
+    assert isinstance(ended, BadContent)
+
+
+@pytest.mark.parametrize(
+    ("status", "error"),
+    [(404, NotFound), (405, Unreachable), (429, RemoteBusy), (400, Unreachable), (503, Unreachable)],
+)
+async def test_a_peer_that_tells_nothing(status: int, error: type[RegistryError]) -> None:
+    found, ended = await said_news(status, STATE)
+    assert found == []
+    assert type(ended) is error
