@@ -24,7 +24,7 @@ from p2pregistry.piece_table import TableSearch, learn
 from p2pregistry.pull.commands import Cancel, Command, Drop, Finished, GiveUp, Limits, LookUp, Next, Request
 from p2pregistry.pull.pieces import Randrange
 from p2pregistry.pull.plan import Plan
-from p2pregistry.reading import Reading
+from p2pregistry.reading import Reading, Readings, opened
 from p2pregistry.sources.base import Source
 from p2pregistry.spool import Spool, again
 from p2pregistry.store.base import BlobStore
@@ -73,16 +73,16 @@ class Flight:
 
         Raises RemoteError, NotFound or LocalError: nothing has been promised to anybody yet.
         """
-        reading = Reading(self, offset, length)
-        try:
-            await self._ready.wait()
-            if self._failure is not None and self.spool is None:
-                raise again(self._failure)
-            await reading.first()
-        except BaseException:
-            reading.close()
-            raise
-        return reading
+        return await opened(Reading(self, offset, length))
+
+    async def open_ranges(self, ranges: Sequence[tuple[int, int]]) -> Readings:
+        """The same for several (offset, length): the pieces of all of them are fetched first."""
+        return await opened(Readings(self, ranges))
+
+    async def ready(self) -> None:
+        await self._ready.wait()
+        if self._failure is not None and self.spool is None:
+            raise again(self._failure)
 
     def enter(self) -> int:
         self._readers += 1

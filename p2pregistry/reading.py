@@ -1,9 +1,11 @@
-"""One reader of a flight: its range, in order, as the pieces come."""
+"""Readers of a flight: a range in order, or several ranges in the order they are asked for, as the pieces come."""
 
 from __future__ import annotations
 
 import os
-from typing import Protocol
+from bisect import bisect_right
+from collections.abc import Sequence
+from typing import Protocol, TypeVar
 
 from p2pregistry.content.unixfs import PIECE_SIZE
 from p2pregistry.spool import Spool
@@ -17,6 +19,9 @@ class Followed(Protocol):
     """What a reading needs of its flight."""
 
     spool: Spool | None
+
+    async def ready(self) -> None:
+        """Wait until there is a spool. Raises the failure of a flight that ended before."""
 
     def enter(self) -> int:
         """Count a reader; its number."""
@@ -38,6 +43,7 @@ class Reading:
 
     async def first(self) -> None:
         """Wait for the first piece."""
+        await self._flight.ready()
         await self._piece()
 
     async def _piece(self) -> tuple[Spool, int]:
@@ -114,3 +120,73 @@ class Parts:
         if self._fd is not None:
             os.close(self._fd)
             self._fd = None
+
+
+class Readings:
+    """Several ranges of one flight. All their pieces are wanted from the start, whichever range is read first."""
+
+    def __init__(self, flight: Followed, ranges: Sequence[tuple[int, int]]) -> None:
+        self._flight = flight
+        self._next = ranges[0][0]
+        self._runs = piece_runs(ranges)
+        self._starts = [start for start, _ in self._runs]
+        self._ids = [flight.enter() for _ in self._runs]
+        self._fd: int | None = None
+
+    async def first(self) -> None:
+        """Say what is wanted, and wait for the first piece."""
+        await self._flight.ready()
+        for reader, (start, end) in zip(self._ids, self._runs, strict=True):
+            self._flight.move(reader, start, end)
+        spool = self._flight.spool
+        assert spool is not None
+        await spool.wait(self._next // PIECE_SIZE)
+
+    async def next_part(self, offset: int, length: int) -> FilePart | bytes:
+        """Bytes from ``offset`` on, which lies in one of the ranges: 1 to ``length`` of them, good until the next."""
+        spool = self._flight.spool
+        assert spool is not None
+        index = offset // PIECE_SIZE
+        run = bisect_right(self._starts, index) - 1
+        self._flight.move(self._ids[run], index, self._runs[run][1])
+        await spool.wait(index)
+        await spool.store()
+        if self._fd is None:
+            self._fd = await spool.duplicate()
+        if self._fd is None:
+            return await spool.read_at(offset, min(length, (index + 1) * PIECE_SIZE - offset))
+        end = min(offset + length, (index + spool.here_from(index, RUN)) * PIECE_SIZE)
+        return FilePart(self._fd, offset, end - offset)
+
+    def close(self) -> None:
+        """Let go of the flight. Idempotent."""
+        while self._ids:
+            self._flight.leave(self._ids.pop())
+        fd, self._fd = self._fd, None
+        if fd is not None:
+            os.close(fd)
+
+
+def piece_runs(ranges: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:
+    """The pieces of these (offset, length) as ascending runs (first, after the last) that neither meet nor touch."""
+    runs: list[tuple[int, int]] = []
+    for offset, length in sorted(ranges):
+        first, end = offset // PIECE_SIZE, -(-(offset + length) // PIECE_SIZE)
+        if runs and first <= runs[-1][1]:
+            runs[-1] = (runs[-1][0], max(runs[-1][1], end))
+        else:
+            runs.append((first, end))
+    return runs
+
+
+_R = TypeVar("_R", Reading, Readings)
+
+
+async def opened(reading: _R) -> _R:
+    """The reading, once its first byte can be read; closed where that fails."""
+    try:
+        await reading.first()
+    except BaseException:
+        reading.close()
+        raise
+    return reading

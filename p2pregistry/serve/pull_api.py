@@ -17,10 +17,11 @@ from p2pregistry.digest import Digest
 from p2pregistry.errors import NotFound, RequestError
 from p2pregistry.flight import Flights
 from p2pregistry.oci.media import OCTET_STREAM
-from p2pregistry.oci.ranges import content_range, parse_range
+from p2pregistry.oci.ranges import Multipart, content_range, parse_ranges
 from p2pregistry.oci.reference import Route, check_tag, parse_path, parse_reference
 from p2pregistry.resolve import Found, Resolver
 from p2pregistry.serve.http import BlobSlice, Request, Response, Stream
+from p2pregistry.serve.multipart import HeldParts, MultipartBody, PartSource
 from p2pregistry.store.base import Blob
 from p2pregistry.store.records import StoredManifest
 
@@ -123,20 +124,36 @@ class PullApi:
 
     async def _blob(self, request: Request, repository: str, digest: Digest) -> Response:
         ref = await self._resolver.blob(repository, digest)
-        part = parse_range(request.header("range"), ref.size)
-        offset, length = part or (0, ref.size)
-        headers = [
-            ("Content-Type", OCTET_STREAM),
-            ("Docker-Content-Digest", str(digest)),
-            ("Accept-Ranges", "bytes"),
-            ("ETag", f'"{digest}"'),
-        ]
-        if part is not None:
+        tag = f'"{digest}"'
+        headers = [("Docker-Content-Digest", str(digest)), ("Accept-Ranges", "bytes"), ("ETag", tag)]
+        # a client that has part of something else is sent the whole of this (RFC 9110, 13.1.5)
+        wanted = request.header("range") if request.header("if-range") in (None, tag) else None
+        parts = parse_ranges(wanted, ref.size)
+        if parts is not None and len(parts) > 1:
+            return await self._several(request, ref, headers, parts)
+        headers.append(("Content-Type", OCTET_STREAM))
+        offset, length = parts[0] if parts is not None else (0, ref.size)
+        if parts is not None:
             headers.append(("Content-Range", content_range(offset, length, ref.size)))
-        status = 200 if part is None else 206
+        status = 200 if parts is None else 206
         if request.method == "HEAD":  # from the descriptor: nothing is opened, nothing is fetched
             return Response(status, [*headers, ("Content-Length", str(length))])
         return Response(status, headers, await self._body(ref, offset, length))
+
+    async def _several(
+        self, request: Request, ref: BlobRef, headers: list[tuple[str, str]], parts: list[tuple[int, int]]
+    ) -> Response:
+        multipart = Multipart(parts, ref.size, OCTET_STREAM, ref.digest.hex[:64])
+        headers.append(("Content-Type", multipart.content_type))
+        if request.method == "HEAD":
+            return Response(206, [*headers, ("Content-Length", str(multipart.length))])
+        source: PartSource
+        try:
+            source = HeldParts(await self._held.open(ref.digest))
+        except NotFound:
+            source = await self._flights.join(ref).open_ranges(parts)
+        body = MultipartBody(multipart, source)
+        return Response(206, headers, Stream(body, multipart.length, sent=self._served))
 
     async def _body(self, ref: BlobRef, offset: int, length: int) -> BlobSlice | Stream | bytes:
         if length == 0:

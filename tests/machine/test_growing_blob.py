@@ -16,7 +16,7 @@ import trio
 from p2pregistry.content.metainfo import Metainfo
 from p2pregistry.content.unixfs import PIECE_SIZE
 from p2pregistry.errors import LocalError, Unreachable
-from p2pregistry.reading import Parts, Reading
+from p2pregistry.reading import Parts, Reading, Readings
 from p2pregistry.serve.http import Request, Response, Stream
 from p2pregistry.spool import Spool
 from p2pregistry.store.base import FilePart
@@ -34,6 +34,9 @@ class Followed:
         self.spool: Spool | None = spool
         self.at: list[int] = []
         self.readers = 0
+
+    async def ready(self) -> None:
+        await trio.lowlevel.checkpoint()
 
     def enter(self) -> int:
         self.readers += 1
@@ -88,6 +91,25 @@ async def test_a_part_ends_where_a_piece_is_missing(tmp_path: Path) -> None:
             nursery.start_soon(put, spool, 2)
             assert take(await anext(parts)) == DATA[2 * PIECE_SIZE : 4 * PIECE_SIZE]
         await parts.aclose()
+
+
+async def test_several_ranges_are_wanted_at_once_and_read_in_any_order(tmp_path: Path) -> None:
+    ranges = [(7 * PIECE_SIZE + 5, 10), (0, 3), (PIECE_SIZE, PIECE_SIZE + 1), (4 * PIECE_SIZE, 1)]
+    async with growing(tmp_path) as (spool, followed):
+        readings = Readings(followed, ranges)
+        await put(spool, 7)
+        await readings.first()
+        assert followed.at == [0, 4, 7]  # where each run of pieces begins
+        await put(spool, 0, 1, 2, 4)
+        for offset, length in ranges:
+            at = offset
+            while at < offset + length:
+                data = take(await readings.next_part(at, offset + length - at))
+                assert data == DATA[at : at + len(data)]
+                at += len(data)
+        readings.close()
+        readings.close()
+    assert followed.readers == 0
 
 
 async def test_a_slow_reader_does_not_hold_up_the_commit(tmp_path: Path) -> None:

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import email.parser
+import email.policy
 import os
 import random
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from email.message import EmailMessage
 from pathlib import Path
 
 import pytest
 import trio
 
+from p2pregistry.content.unixfs import PIECE_SIZE
 from p2pregistry.digest import Digest
 from p2pregistry.routing.memory import MemoryNetwork
 from p2pregistry.serve.http import BlobSlice, Request, Stream
@@ -76,11 +80,87 @@ async def test_ranges(tmp_path: Path, warm: bool) -> None:
             answer = await get(node, BLOB, ("Range", f"bytes={text}"))
             assert (answer.status, answer.body) == (206, LAYER[part])
             await node.landed()
-        for ignored in ("bytes=0-1,5-6", "pages=1", "bytes=x"):
+        for ignored in ("bytes=0-1,6-5", "pages=1", "bytes=x"):
             assert (await get(node, BLOB, ("Range", ignored))).status == 200
         refused = await get(node, BLOB, ("Range", f"bytes={len(LAYER)}-"))
         assert (refused.status, refused.headers["content-range"]) == (416, f"bytes */{len(LAYER)}")
         assert refused.code == "SIZE_INVALID"
+
+
+def parts_of(answer: Answer) -> list[tuple[str, bytes]]:
+    """Content-Range and bytes of each part."""
+    message = email.parser.BytesParser(EmailMessage, policy=email.policy.HTTP).parsebytes(
+        f"Content-Type: {answer.headers['content-type']}\r\n\r\n".encode() + answer.body
+    )
+    assert message.get_content_type() == "multipart/byteranges"
+    assert not message.defects
+    return [(str(part["content-range"]), part.get_payload(decode=True)) for part in message.iter_parts()]  # type: ignore[misc]
+
+
+SEVERAL = "bytes=1048570-1048580,0-1,100-200,-5"
+ASKED = [(1048570, 1048581), (0, 2), (100, 201), (len(LAYER) - 5, len(LAYER))]
+
+
+@pytest.mark.parametrize("warm", [False, True])
+async def test_several_ranges(tmp_path: Path, warm: bool) -> None:
+    async with both(tmp_path) as (_, node):
+        head = await call(node.pull, "HEAD", BLOB, headers=(("Range", SEVERAL),))
+        assert node.fetched == {}
+        if warm:
+            await get(node, BLOB)
+            await node.landed()
+        answer = await get(node, BLOB, ("Range", SEVERAL))
+        assert answer.status == head.status == 206
+        assert str(len(answer.body)) == head.headers["content-length"]
+        assert "content-range" not in answer.headers
+        assert parts_of(answer) == [(f"bytes {start}-{end - 1}/{len(LAYER)}", LAYER[start:end]) for start, end in ASKED]
+        await node.landed()
+        one = await get(node, BLOB, ("Range", f"bytes=5-6,{len(LAYER)}-"))
+        assert (one.status, one.body) == (206, LAYER[5:7])
+        assert one.headers["content-range"] == f"bytes 5-6/{len(LAYER)}"
+        refused = await get(node, BLOB, ("Range", f"bytes={len(LAYER)}-,-0"))
+        assert (refused.status, refused.headers["content-range"]) == (416, f"bytes */{len(LAYER)}")
+        many = ",".join(f"{n}-{n}" for n in range(0, 600, 2))
+        assert (await get(node, BLOB, ("Range", f"bytes={many}"))).body == LAYER
+
+
+async def test_a_range_of_something_else_is_the_whole(tmp_path: Path) -> None:
+    async with both(tmp_path) as (_, node):
+        for tag, status in ((f'"{DIGEST}"', 206), (f'W/"{DIGEST}"', 200), ('"x"', 200), ("Tue, 1 Jan 2030", 200)):
+            for ranges in ("bytes=0-9", "bytes=0-9,20-29"):
+                answer = await get(node, BLOB, ("Range", ranges), ("If-Range", tag))
+                assert answer.status == status
+                assert status == 206 or answer.body == LAYER
+
+
+@pytest.mark.parametrize("rest", [True, False])
+async def test_the_pieces_of_several_ranges_of_a_cold_blob_are_fetched_first(tmp_path: Path, rest: bool) -> None:
+    data = random.Random(5).randbytes(40 * PIECE_SIZE)
+    (tmp_path / "tracker").mkdir()
+    async with origin(tmp_path / "tracker") as tracker:
+        await tracker.registry.push_image(REPO, "1", data)
+        async with node_stack(tmp_path / "node", tracker=tracker.url, rest=rest) as node:
+            await call(node.pull, "GET", TAG)
+            asked: list[int] = []
+
+            def gate(request: Request) -> trio.Event | None:
+                text = request.header("range") or ""
+                if "/p2p/v1/blobs/" in request.target and text.startswith("bytes="):
+                    first, last = text[6:].split("-")
+                    asked.extend(range(int(first) // PIECE_SIZE, int(last) // PIECE_SIZE + 1))
+                return None
+
+            tracker.gate = gate
+            wanted = [35, 3, 20]
+            ranges = ",".join(f"{n * PIECE_SIZE + 7}-{n * PIECE_SIZE + 9}" for n in wanted)
+            answer = await get(node, f"/v2/{REPO}/blobs/{Digest.of(data)}", ("Range", f"bytes={ranges}"))
+            if rest:
+                assert max(map(asked.index, wanted)) < 24  # in order the last would come 36th
+            else:
+                assert sorted(set(asked)) == sorted(wanted)
+            assert [body for _, body in parts_of(answer)] == [
+                data[n * PIECE_SIZE + 7 : n * PIECE_SIZE + 10] for n in wanted
+            ]
 
 
 async def test_tags_in_pages(tmp_path: Path) -> None:
