@@ -15,7 +15,7 @@ from p2pregistry.routing.base import Peer
 
 #: Peers that are remembered, and have-streams that are open, at most.
 MOST_PEERS = 300
-MOST_WATCHED = 30
+MOST_WATCHED = 12
 #: Of those, to peers that have everything already: they say who else watches them.
 MOST_HOLDERS = 4
 #: Seconds that a blob stays a topic because of interest alone.
@@ -40,7 +40,8 @@ class Topic:
     followers: int = 0
     have: dict[str, Have] = field(default_factory=dict)
     wanting: set[str] = field(default_factory=set)
-    crowd: tuple[int, int] | None = None
+    crowd: tuple[int, int] | None = None  # as the tracker says
+    told: tuple[int, int] | None = None  # as the followers were told
 
 
 @dataclass(slots=True)

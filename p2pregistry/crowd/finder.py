@@ -114,8 +114,15 @@ class CrowdFinder:
                 await self._announcer.answered(asked)
 
     async def look_up(self, digest: Digest) -> None:
-        if self._lookups is not None:
+        """See Finder. Where the tracker has just named others there is nothing to search for: in a crowd that starts at
+        once the look-ups of all of them would cost more than the pull."""
+        await self.announced(digest)
+        if self._lookups is not None and not self._known_by_tracker(digest):
             await self._lookups.find(digest)
+
+    def _known_by_tracker(self, digest: Digest) -> bool:
+        topic = self._book.topics.get(digest)
+        return self.tracker is not None and topic is not None and topic.crowd is not None and any(topic.crowd)
 
     def ban(self, source: str, why: str) -> None:
         self._sources.ban(source, why)
@@ -147,9 +154,14 @@ class CrowdFinder:
         self._announcer.hold(digest for digest in stand if digest in here)
         if new:
             self._new_topics()
-        if self._lookups is not None:
+        if self._nursery is not None:
             for digest in new:
-                self._lookups.ahead(digest)
+                self._nursery.start_soon(self._look_ahead, digest)
+
+    async def _look_ahead(self, digest: Digest) -> None:
+        await self.announced(digest)
+        if self._lookups is not None and not self._known_by_tracker(digest):
+            self._lookups.ahead(digest)
 
     def hold(self, held: Iterable[tuple[Digest, int]]) -> None:
         """These (digest, bytes) are complete here now."""
@@ -243,13 +255,18 @@ class CrowdFinder:
 
     def _tell_crowd(self, digest: Digest, followers: Iterable[Follower] | None = None) -> None:
         topic = self._book.topics.get(digest)
-        told = list(self._followers.get(digest, ())) if followers is None else followers
         if topic is None or (topic.crowd is None and not topic.wanting):
             return
         wanting, holding = topic.crowd or (0, 0)
         full = sum(have is None for have in topic.have.values())
-        for follower in told:
-            follower.crowd(max(wanting, len(topic.wanting)), max(holding, full))
+        crowd = (max(wanting, len(topic.wanting)), max(holding, full))
+        if followers is None:
+            if crowd == topic.told:
+                return
+            followers = list(self._followers.get(digest, ()))
+            topic.told = crowd
+        for follower in followers:
+            follower.crowd(*crowd)
 
     # -- have-streams -------------------------------------------------------------------------------------------
 

@@ -7,6 +7,7 @@ must carry Content-Length. Long answers in lines, which are small, go through h1
 
 from __future__ import annotations
 
+import math
 import re
 import socket
 import ssl
@@ -128,9 +129,17 @@ class Lines:
     """The lines of an answer as they come; an async iterator. Made by ``Client.lines``."""
 
     def __init__(
-        self, stream: trio.SocketStream, machine: h11.Connection, silence: float, limit: int, *, chunked: bool
+        self,
+        stream: trio.SocketStream,
+        machine: h11.Connection,
+        silence: float,
+        limit: int,
+        *,
+        chunked: bool,
+        patience: trio.CancelScope,
     ) -> None:
         self._stream, self._machine, self._silence = stream, machine, silence
+        self._patience = patience  # one scope for all lines: one for each would cost more than the line
         self._cut = LineCutter(limit)
         self._chunks: Chunks | None = None
         if chunked:  # h11 costs more than all else that is done with a line
@@ -147,21 +156,20 @@ class Lines:
         if self._ready:
             await trio.lowlevel.checkpoint()  # one who sends much must not have us alone
             return self._ready.popleft()
+        self._patience.deadline = trio.current_time() + self._silence
         try:
-            with trio.fail_after(self._silence):
-                while not self._ready:
-                    data = await self._more()
-                    if data is None:
-                        if self._cut.rest:
-                            raise Unreachable("the answer was cut short")
-                        raise StopAsyncIteration
-                    self._ready += self._cut.feed(data)
-        except trio.TooSlowError as err:
-            raise Unreachable("it has fallen silent") from err
+            while not self._ready:
+                data = await self._more()
+                if data is None:
+                    if self._cut.rest:
+                        raise Unreachable("the answer was cut short")
+                    raise StopAsyncIteration
+                self._ready += self._cut.feed(data)
         except h11.RemoteProtocolError as err:
             raise Unreachable("the answer was cut short or is not HTTP") from err
         except _NETWORK_ERRORS as err:
             raise Unreachable("the connection broke in the middle of an answer") from err
+        self._patience.deadline = math.inf
         return self._ready.popleft()
 
     async def _more(self) -> bytes | None:
@@ -297,7 +305,10 @@ class Client:
             if event.status_code != 200:
                 raise refusal(Answer(event.status_code, found, 0, memoryview(b""), stream, 0))
             chunked = found.get("transfer-encoding", "").strip().lower() == "chunked"
-            yield Lines(stream, machine, silence, limit, chunked=chunked)
+            with trio.CancelScope() as patience:
+                yield Lines(stream, machine, silence, limit, chunked=chunked, patience=patience)
+            if patience.cancelled_caught:
+                raise Unreachable("it has fallen silent")
         finally:
             stream.socket.close()
 
