@@ -12,6 +12,7 @@ from typing import Protocol
 from urllib.parse import parse_qsl, unquote
 
 from p2pregistry.errors import RequestError
+from p2pregistry.rate import Pace
 from p2pregistry.store.base import Blob, FilePart
 
 Headers = Sequence[tuple[str, str]]
@@ -76,10 +77,6 @@ class Request:
         return [value for key, value in self.query if key == name]
 
 
-Pace = Callable[[int], Awaitable[None]]
-"""Awaited with a number of bytes before they are sent: it returns when a rate limit lets them go."""
-
-
 @dataclass(slots=True)
 class BlobSlice:
     """A part of an open blob. The listener sends it with sendfile where it can, and closes the blob."""
@@ -89,6 +86,7 @@ class BlobSlice:
     length: int
     #: called with the number of bytes that went out, whether or not it was all
     sent: Callable[[int], None] | None = None
+    #: awaited before each part is sent, of 256 KiB at most
     pace: Pace | None = None
 
 

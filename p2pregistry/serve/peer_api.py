@@ -19,8 +19,9 @@ from p2pregistry.have_news import MAX_WATCH, Watch, read_watch
 from p2pregistry.haves import Haves
 from p2pregistry.oci.media import CAR, OCTET_STREAM
 from p2pregistry.oci.ranges import content_range, parse_range
+from p2pregistry.rate import Pace
 from p2pregistry.serve.have_stream import HaveStream
-from p2pregistry.serve.http import BlobSlice, Pace, Request, Response, Stream
+from p2pregistry.serve.http import BlobSlice, Request, Response, Stream
 from p2pregistry.store.base import Blob
 from p2pregistry.store.records import StoredManifest
 
