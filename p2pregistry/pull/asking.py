@@ -18,7 +18,7 @@ from collections.abc import Iterable
 from enum import Enum, auto
 
 from p2pregistry.pull.bits import Randrange, unpack
-from p2pregistry.pull.commands import Command, Limits, Next, Request
+from p2pregistry.pull.commands import Cancel, Command, Limits, Next, Request
 from p2pregistry.pull.pieces import Pieces, Readers, next_from
 from p2pregistry.pull.sources import Meter, Out, Pool, Source
 
@@ -26,6 +26,8 @@ from p2pregistry.pull.sources import Meter, Out, Pool, Source
 MOST_ASKED = 4
 #: Far sources are asked like near ones while the near ones together are slower than the best of them by this factor.
 _TOO_SLOW = 0.5
+#: At the end, in a crowd, a piece is asked for twice only after this part of the time that one usually takes.
+_YOUNG = 0.5
 
 
 class Role(Enum):
@@ -43,6 +45,7 @@ class Asking:
     __slots__ = (
         "_far_open",
         "_far_probe",
+        "_full",
         "_next_id",
         "budget",
         "crowd_since",
@@ -92,6 +95,8 @@ class Asking:
         self.moved = now
         self._far_open = False
         self._far_probe = False
+        #: the last asking ended because enough was in flight, not because nobody had more
+        self._full = False
 
     # -- what is wanted, and how much of it at a time -----------------------------------------------------------
 
@@ -113,7 +118,7 @@ class Asking:
     def role(self, now: float) -> Role:
         if self.pool.holder(now):
             return Role.RESORT
-        peers = self.pool.partial + len(self.pool.complete)
+        peers = len(self.pool.peers)
         if self.crowded:
             since = self.crowd_since
             if peers == 0 and since is not None and now - since >= self.limits.crowd_grace and self.known:
@@ -147,34 +152,40 @@ class Asking:
 
     # -- asking -------------------------------------------------------------------------------------------------
 
-    def fill(self, now: float, first: Source | None = None) -> list[Command]:
-        """Ask for as much as is allowed. ``first``: the source that is likely to have got room, or something new."""
+    def fill(self, now: float, only: Source | None = None) -> list[Command]:
+        """Ask for as much as is allowed. ``only``: nothing has changed but what this source has, or how much it has to
+        do, so that while there was room before there is no need to try the others again."""
         commands: list[Command] = []
         role = self.role(now)
         free = self.free
         if free:
             most = self._most()
             if self.flying < most:
-                if first is not None and first.active and first.resume <= now:
-                    self._ask(first, role, most, now, commands)
-                if self.flying < most:
+                if only is not None and not self._full:
+                    while self.pool.usable(only, now) and self._ask(only, role, most, now, commands):
+                        pass
+                else:
                     self._ask_all(role, most, now, commands)
+                self._full = self.flying >= most
             self._ask_next(role, now, commands)
         if self.flying and (self.some_late or not self.free):
             self._hedge_all(role, now, commands)
         return commands
 
     def _ask_all(self, role: Role, most: int, now: float, commands: list[Command]) -> None:
-        sources = [source for source in self.pool.active if source.resume <= now]
-        tracker = self.pool.tracker
+        pool = self.pool
+        sources = pool.useful(self.free, now)
+        tracker = pool.tracker
         if tracker is not None and tracker.resume <= now and (role is Role.ORDINARY or role is Role.UNKNOWN):
             sources.append(tracker)
         while sources and self.flying < most:
-            sources = [source for source in sources if self._ask(source, role, most, now, commands)]
-        while self.flying < most and self.free:
-            spare = self.pool.hire(self.free, now)
-            if spare is None or not self._ask(spare, role, most, now, commands):
-                break
+            sources = [
+                source
+                for source in sources
+                if self.flying < most
+                and (source is tracker or pool.usable(source, now))
+                and self._ask(source, role, most, now, commands)
+            ]
 
     def _ask(self, source: Source, role: Role, most: int, now: float, commands: list[Command]) -> bool:
         """One more request to this source, if there is room and it has something."""
@@ -207,23 +218,22 @@ class Asking:
 
     def _for_far(self, bits: int, now: float) -> int:
         """What of this a source in another zone may be asked for: what no neighbour has, unless those are too slow."""
-        if self._far_open or self.pool.far == len(self.pool.all) - (self.pool.tracker is not None):
+        if self._far_open or self.pool.far == len(self.pool.peers):
             return bits
         if self._far_probe:
             self._far_probe = False
             return bits
-        for source in self.pool.active:
+        for source in self.pool.peers.values():
             if source.near and source.resume <= now:
                 bits &= ~source.of(bits)
         return bits
 
-    def review(self, now: float) -> None:
-        """Look for better sources, and whether the near ones are fast enough."""
-        pool = self.pool
-        pool.review(self.missing, now)
-        if pool.far:
-            near = sum(source.rate for source in pool.active if source.near)
-            far = max((source.rate for source in pool.peers() if not source.near), default=0.0)
+    def review(self) -> None:
+        """Look whether the near sources are fast enough."""
+        peers = self.pool.peers.values()
+        if 0 < self.pool.far < len(peers):
+            near = sum(source.rate for source in peers if source.near and source.out)
+            far = max((source.rate for source in peers if not source.near), default=0.0)
             self._far_open = near < _TOO_SLOW * far
             self._far_probe = near > 0.0 and far == 0.0
 
@@ -252,31 +262,55 @@ class Asking:
     def _hedge_all(self, role: Role, now: float, commands: list[Command]) -> None:
         """Idle sources take over pieces that are late elsewhere, or, at the very end, any piece in flight."""
         ending = not self.free
-        for source in self.pool.active:
-            if not source.out and source.resume <= now:
-                self._hedge(source, ending, 0.0, now, commands)
-        tracker = self.pool.tracker
-        if tracker is not None and not tracker.out and tracker.resume <= now:
-            if role is Role.ORDINARY:
-                self._hedge(tracker, ending, 0.0, now, commands)
-            else:
-                crowd = self.limits.crowd_late * self.latency if role is Role.CHOOSER else 0.0
-                self._hedge(tracker, False, max(self.limits.tracker_late, crowd), now, commands)
-
-    def _hedge(self, source: Source, ending: bool, least: float, now: float, commands: list[Command]) -> None:
         crowded = self.crowded
+        young = _YOUNG * self.latency if crowded else 0.0
+        asked: list[tuple[Out, int]] = []
         for out in self.outs.values():
-            if out.source is source or now - out.started < least:
+            if out.late or (ending and now - out.started >= young and not (crowded and out.heard > out.started)):
+                asked += [(out, index) for index in out.left if self._may_ask_again(index, now)]
+        if not asked:
+            return
+        bits = sum({1 << index for _, index in asked})
+        idle = [source for source in self.pool.useful(bits, now) if not source.out]
+        tracker = self.pool.tracker
+        if tracker is not None and (tracker.out or tracker.resume > now):
+            tracker = None
+        least = 0.0
+        if role is not Role.ORDINARY:
+            crowd = self.limits.crowd_late * self.latency if role is Role.CHOOSER else 0.0
+            least = max(self.limits.tracker_late, crowd)
+        for out, index in asked:
+            if self._again_from(idle, out, index, now, commands) or tracker is None:
                 continue
-            if not out.late:
-                if not ending or (crowded and now - out.started < 0.5 * self.latency):
-                    continue
-                if not source.near and out.source.near:
-                    continue
-            for index in out.left:
-                if source.has(index) and self._may_ask_again(index, now):
-                    commands.append(self.request(source, index, 1, now))
-                    return
+            if now - out.started >= least and (out.late or role is Role.ORDINARY) and self._may_ask_again(index, now):
+                commands.append(self.request(tracker, index, 1, now))
+                tracker = None
+
+    def _again_from(self, idle: list[Source], out: Out, index: int, now: float, commands: list[Command]) -> bool:
+        """Ask the best of these for a piece that is in flight."""
+        for place, source in enumerate(idle):
+            if source.has(index) and source is not out.source and (out.late or source.near or not out.source.near):
+                if not self.pool.usable(source, now) or not self._may_ask_again(index, now):
+                    return False
+                commands.append(self.request(source, index, 1, now))
+                del idle[place]
+                return True
+        return False
+
+    def move(self, source: Source, bits: int, now: float) -> list[Command]:
+        """An idle source has got pieces that wait in the queues of others: in a crowd all ask the first who has a
+        piece. One of them is asked of the new holder instead, by so many of those who wait as makes the queues alike.
+        """
+        for out in self.outs.values():
+            if out.heard > out.started or len(out.left) != 1 or not bits >> out.left[0] & 1:
+                continue
+            if out.source is self.pool.tracker or (out.source.near and not source.near):
+                continue
+            index = out.left[0]
+            if self.pieces.draw(self.pieces.holders(index)) == 0:
+                self.end(out)
+                return [Cancel(out.request.id), self.request(source, index, 1, now)]
+        return []
 
     def _may_ask_again(self, index: int, now: float) -> bool:
         """Whether a piece in flight may be asked of one more source.
@@ -309,7 +343,11 @@ class Asking:
             expected = max(self.limits.expected, self.latency)
         left = list(range(request.first, request.first + count))
         out = Out(request, source, now, now, expected, left)
-        self.outs[request.id] = source.out[request.id] = out
+        self.outs[request.id] = out
+        if not source.out and source is not self.pool.tracker:
+            self.pool.in_use += 1
+        source.out[request.id] = out
+        source.used = now
         source.pieces_out += count
         self.flying += count
         for index in left:
@@ -325,7 +363,10 @@ class Asking:
     def take_off(self, out: Out) -> None:
         """A request is no longer out."""
         del self.outs[out.request.id]
-        del out.source.out[out.request.id]
+        source = out.source
+        del source.out[out.request.id]
+        if not source.out and source is not self.pool.tracker:
+            self.pool.in_use -= 1
 
     def _uncount(self, out: Out, count: int) -> None:
         out.source.pieces_out -= count
@@ -350,3 +391,32 @@ class Asking:
     def silence(self) -> float:
         """Seconds without a sign of life after which a request is given up."""
         return self.limits.silence * (self.limits.crowd_silence if self.crowded else 1.0)
+
+    def check(self) -> None:
+        """See ``Plan.check``."""
+        pieces, pool = self.pieces, self.pool
+        asked: dict[int, int] = {}
+        counted = [0] * pieces.count
+        for source in pool.all.values():
+            assert source.pieces_out == sum(len(out.left) for out in source.out.values())
+            for out in source.out.values():
+                assert self.outs[out.request.id] is out
+                assert out.left, "a request with nothing left is still open"
+                for index in out.left:
+                    assert not pieces.here(index), "a piece that is here is still asked for"
+                    asked[index] = asked.get(index, 0) + 1
+            if source.have is not None:
+                for index in range(pieces.count):
+                    counted[index] += source.has(index)
+        assert counted == [pieces.holders(index) for index in range(pieces.count)], "rarity is counted wrong"
+        assert len(self.outs) == sum(len(source.out) for source in pool.all.values())
+        assert self.flying == sum(asked.values())
+        assert asked == {index: pieces.asked(index) for index in pieces.in_flight()}
+        assert all(times <= MOST_ASKED for times in asked.values()), "a piece is asked for too often"
+        peers = pool.peers.values()
+        assert pool.partial == sum(source.have is not None for source in peers)
+        assert len(pool.complete) == sum(source.have is None for source in peers)
+        assert pool.far == sum(not source.near for source in peers)
+        assert pool.in_use == sum(bool(source.out) for source in peers) <= self.limits.sources
+        assert pieces.left == sum(not pieces.here(index) for index in range(pieces.count))
+        assert all(pieces.free(i) == (not pieces.here(i) and not pieces.asked(i)) for i in range(pieces.count))

@@ -85,6 +85,10 @@ class Pieces:
         """Those of these that no source which lacks something has."""
         return bits & ~self._counts.some()
 
+    def draw(self, below: int) -> int:
+        """Any whole number from 0 on and below this one; 0 where there is none."""
+        return self._randrange(below) if below > 1 else 0
+
     def rarest(self, bits: int) -> int:
         """Of these, which must be some: any of those that fewest sources have."""
         return draw(self._counts.least(bits), self._randrange)

@@ -39,6 +39,7 @@ class Plan:
         "_over",
         "_past",
         "_review_at",
+        "_sought",
         "_why",
         "limits",
     )
@@ -64,6 +65,7 @@ class Plan:
         self._looked = self._asks.known = looked
         self._look_at = now + self.limits.look_up_every if looked else now
         self._review_at = now + self.limits.review
+        self._sought = True  # what a look-up can find is found, since there was last a source that has everything
         self._flowed = bool(have)
         self._begun = self._over = False
         self._why = "no source has this blob"
@@ -107,7 +109,9 @@ class Plan:
         bits = None if have is None or kind == "tracker" else pack(have[: asks.pieces.count])
         if kind == "tracker" and asks.pool.tracker is not None:
             kind = "peer"
-        entry = Source(source, kind, near, bits, resume=resume, alive=now)
+        entry = Source(source, kind, near, bits, resume=resume, alive=now, noise=len(asks.pool.all))
+        if bits is not None:
+            entry.noise = asks.pieces.draw(1 << 16)
         asks.pool.add(entry)
         if bits:
             asks.pieces.seen(bits)
@@ -138,7 +142,10 @@ class Plan:
         asks.pieces.seen(bits)
         if not self._begun or self._over or not bits & asks.missing:
             return []
-        return asks.fill(now, entry)
+        commands = asks.fill(now, entry)
+        if not entry.out and asks.pool.usable(entry, now):
+            commands += asks.move(entry, bits, now)
+        return commands
 
     def complete(self, source: str, now: float) -> list[Command]:
         """A source that lacked pieces has everything now."""
@@ -272,7 +279,8 @@ class Plan:
             return []
         if was_idle:
             asks.moved = now
-        return self._on(now, None)
+        # where everything is wanted anyway, a reader's place tells which piece is next, not that there is one more
+        return [] if asks.rest else self._on(now, None)
 
     def follow_rest(self, rest: bool, now: float) -> list[Command]:
         """From now on pieces that no reader wants are fetched too, or are not (a flight that pauses)."""
@@ -301,7 +309,7 @@ class Plan:
             commands += self._silent(next_, now)
         if now >= self._review_at:
             self._review_at = now + self.limits.review
-            asks.review(now)
+            asks.review()
         return commands + self._go(now)
 
     def _silent(self, out: Out, now: float) -> list[Command]:
@@ -332,8 +340,6 @@ class Plan:
             least = min(least, self._look_at)
         if asks.next_at > now:
             least = min(least, asks.next_at)
-        if len(asks.pool.all) > limits.sources:
-            least = min(least, self._review_at)
         return max(least, now + 0.01)
 
     # -- what to do ---------------------------------------------------------------------------------------------
@@ -364,13 +370,26 @@ class Plan:
         if self.idle:
             asks.moved = now
             return commands
-        if not self._looking and now >= self._look_at and (not self._looked or not asks.pool.complete):
+        if not self._looking and (self._lost(now) or self._look_up_due(now)):
             self._looking = True
             commands.append(LookUp())
         if not asks.outs and asks.next_out is None and not self._looking and now - asks.moved >= self._patience(now):
             self._over = True
             commands.append(GiveUp(self._why))
         return commands
+
+    def _look_up_due(self, now: float) -> bool:
+        return now >= self._look_at and (not self._looked or not self._asks.pool.complete)
+
+    def _lost(self, now: float) -> bool:
+        """Whether the last source that has everything has just failed: a look-up is due at once, once for each loss."""
+        pool = self._asks.pool
+        tracker = pool.tracker
+        if (tracker is not None and (tracker.resume <= now or tracker.strikes == 0)) or pool.holder(now):
+            self._sought = False
+            return False
+        lost, self._sought = not self._sought, True
+        return lost
 
     def _patience(self, now: float) -> float:
         """Seconds without progress after which a flight with nothing in flight gives up. Before the first byte a miss
@@ -443,11 +462,12 @@ class Plan:
 
     def _remove(self, source: str) -> None:
         asks = self._asks
-        entry = asks.pool.remove(source)
+        entry = asks.pool.all.get(source)
         if entry is None:
             return
         for out in list(entry.out.values()):
             asks.end(out)
+        asks.pool.remove(entry)
         if asks.next_out is not None and asks.next_out.source is entry:
             asks.next_out = None
         if entry.have:
@@ -455,29 +475,4 @@ class Plan:
 
     def check(self) -> None:
         """The invariants, for tests: each raises AssertionError when broken."""
-        asks, pieces = self._asks, self._asks.pieces
-        asked: dict[int, int] = {}
-        counted = [0] * pieces.count
-        for source in asks.pool.all.values():
-            assert source.pieces_out == sum(len(out.left) for out in source.out.values())
-            for out in source.out.values():
-                assert asks.outs[out.request.id] is out
-                assert out.left, "a request with nothing left is still open"
-                for index in out.left:
-                    assert not pieces.here(index), "a piece that is here is still asked for"
-                    asked[index] = asked.get(index, 0) + 1
-            if source.have is not None:
-                for index in range(pieces.count):
-                    counted[index] += source.has(index)
-        assert counted == [pieces.holders(index) for index in range(pieces.count)], "rarity is counted wrong"
-        assert len(asks.outs) == sum(len(source.out) for source in asks.pool.all.values())
-        assert asks.flying == sum(asked.values())
-        assert asked == {index: pieces.asked(index) for index in pieces.in_flight()}
-        assert all(times <= MOST_ASKED for times in asked.values()), "a piece is asked for too often"
-        peers = [source for source in asks.pool.all.values() if source is not asks.pool.tracker]
-        assert asks.pool.partial == sum(source.have is not None for source in peers)
-        assert len(asks.pool.complete) == sum(source.have is None for source in peers)
-        assert {source.name for source in asks.pool.active} == {source.name for source in peers if source.active}
-        assert len(asks.pool.active) == min(len(peers), self.limits.sources), "a source stands idle"
-        assert pieces.left == sum(not pieces.here(index) for index in range(pieces.count))
-        assert all(pieces.free(i) == (not pieces.here(i) and not pieces.asked(i)) for i in range(pieces.count))
+        self._asks.check()

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from p2pregistry.pull.commands import Request
 
 #: What of the past remains in a rate when the next piece comes.
 _KEEP = 0.75
-#: An active source is replaced by one that is faster by this factor.
-_BETTER = 1.25
+#: What a source was measured at counts for twice as much when it has not been used for so many seconds, and so on.
+_FADE = 4.0
 
 
 @dataclass(slots=True)
@@ -34,7 +33,7 @@ class Meter:
         return self.amount / self.time if self.time else 0.0
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class Out:
     """A request that is out."""
 
@@ -47,7 +46,7 @@ class Out:
     late: bool = False
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class Source:
     name: str
     kind: str
@@ -62,7 +61,13 @@ class Source:
     resume: float = 0.0
     #: when anything was heard of it
     alive: float = 0.0
-    active: bool = False
+    #: when it was asked last
+    used: float = 0.0
+    #: a random number: among equals each flight prefers others
+    noise: int = 0
+
+    def score(self, now: float) -> float:
+        return self.rate * (1.0 + (now - self.used) / _FADE) if self.rate else float("inf")
 
     def of(self, bits: int) -> int:
         """What it has of these pieces."""
@@ -73,59 +78,49 @@ class Source:
 
 
 class Pool:
-    """The sources of a flight: the tracker, the peers in use, and spare ones."""
+    """The sources of a flight: the tracker, and the peers, of which only so many are in use at a time. Which ones, is
+    decided anew with each request: the fastest first, where fast means that a piece came soon after it was asked for,
+    so that a peer with a long queue is left to others. What is known of one that is not used fades, so that it is tried
+    again now and then; one that was never tried goes first."""
 
-    __slots__ = ("_most", "active", "all", "complete", "far", "partial", "tracker")
+    __slots__ = ("_most", "all", "complete", "far", "in_use", "partial", "peers", "tracker")
 
     def __init__(self, most: int) -> None:
         self._most = most
         self.all: dict[str, Source] = {}
-        self.active: list[Source] = []
+        self.peers: dict[str, Source] = {}
         self.tracker: Source | None = None
         self.complete: list[Source] = []
         self.partial = 0
         #: how many peers are in another zone
         self.far = 0
+        #: how many peers have requests out
+        self.in_use = 0
 
     def add(self, source: Source) -> None:
         self.all[source.name] = source
         if source.kind == "tracker":
             self.tracker = source
-            source.active = True
             return
+        self.peers[source.name] = source
         if source.have is None:
             self.complete.append(source)
         else:
             self.partial += 1
         self.far += not source.near
-        if len(self.active) < self._most:
-            self._use(source)
-        elif source.near:
-            # a neighbour takes the place of one that is far
-            for other in self.active:
-                if not other.near:
-                    self._swap(other, source)
-                    break
 
-    def remove(self, name: str) -> Source | None:
-        source = self.all.pop(name, None)
-        if source is None:
-            return None
+    def remove(self, source: Source) -> None:
+        """It has nothing out."""
+        del self.all[source.name]
         if source is self.tracker:
             self.tracker = None
-            return source
+            return
+        del self.peers[source.name]
         if source.have is None:
             self.complete.remove(source)
         else:
             self.partial -= 1
         self.far -= not source.near
-        if source.active:
-            source.active = False
-            self.active.remove(source)
-            spare = max((s for s in self.peers() if not s.active), key=_order, default=None)
-            if spare is not None:
-                self._use(spare)
-        return source
 
     def completed(self, source: Source) -> None:
         """A peer that lacked something has everything."""
@@ -141,58 +136,21 @@ class Pool:
             self.partial += 1
         source.have &= ~bits
 
-    def peers(self) -> Iterable[Source]:
-        return (source for source in self.all.values() if source is not self.tracker)
-
     def holder(self, now: float) -> bool:
         """Whether a peer that has everything can be asked."""
         return any(source.resume <= now for source in self.complete)
 
-    def hire(self, bits: int, now: float) -> Source | None:
-        """A spare source that has some of these pieces takes the place of one that has none of them."""
-        if len(self.all) - (self.tracker is not None) <= len(self.active):
-            return None
-        spare = self._best_spare(bits, now)
-        if spare is None:
-            return None
-        for source in self.active:
-            if not source.out and (source.resume > now or not source.of(bits)):
-                self._swap(source, spare)
-                return spare
-        return None
+    def usable(self, source: Source, now: float) -> bool:
+        """Whether a peer may be asked: it is not set back, and in use or there is room for one more."""
+        return source.resume <= now and (bool(source.out) or self.in_use < self._most)
 
-    def review(self, bits: int, now: float) -> None:
-        """Let the worst source in use make room for a spare one: one nobody tried yet, else one that was faster.
-        ``bits``: what is missing."""
-        if len(self.all) - (self.tracker is not None) <= len(self.active) or not self.active:
-            return
-        spare = self._best_spare(bits, now)
-        if spare is None:
-            return
-        worst = min(self.active, key=lambda s: (s.resume <= now and s.of(bits) != 0, s.near, s.rate or float("inf")))
-        useless = worst.resume > now or not worst.of(bits)
-        slower = worst.rate > 0.0 and (spare.rate == 0.0 or spare.rate > _BETTER * worst.rate)
-        if useless or (slower and spare.near >= worst.near):
-            self._swap(worst, spare)
-        self.active.sort(key=lambda s: (not s.near, -s.rate))
-
-    def _best_spare(self, bits: int, now: float) -> Source | None:
-        best: Source | None = None
-        for source in self.all.values():
-            if source.active or source.resume > now or not source.of(bits):
-                continue
-            if best is None or _order(source) > _order(best):
-                best = source
-        return best
-
-    def _use(self, source: Source) -> None:
-        source.active = True
-        self.active.append(source)
-
-    def _swap(self, out: Source, in_: Source) -> None:
-        out.active, in_.active = False, True
-        self.active[self.active.index(out)] = in_
-
-
-def _order(source: Source) -> tuple[bool, bool, float]:
-    return source.near, source.rate == 0.0, source.rate
+    def useful(self, bits: int, now: float) -> list[Source]:
+        """The peers that may be asked and have some of these pieces, the best first."""
+        room = self.in_use < self._most
+        found = [
+            (not source.near, -source.score(now), source.noise, source.name, source)
+            for source in self.peers.values()
+            if source.resume <= now and (room or source.out) and (source.have is None or source.have & bits)
+        ]
+        found.sort()
+        return [source for *_, source in found]
