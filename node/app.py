@@ -23,18 +23,21 @@ from p2pregistry.crowd.announcer import MOST_HELD, Me
 from p2pregistry.crowd.finder import CrowdFinder
 from p2pregistry.digest import Digest
 from p2pregistry.errors import LocalError, RemoteError, RequestError
-from p2pregistry.flight import Flights
+from p2pregistry.flights import Flights
 from p2pregistry.haves import Haves
 from p2pregistry.lifetime import orderly
 from p2pregistry.oci.manifest import parse_manifest
 from p2pregistry.pull.commands import Limits
+from p2pregistry.rate import Rates
 from p2pregistry.resolve import Resolver, Trust
 from p2pregistry.routing.hello import Hello
 from p2pregistry.serve.endpoints import health
 from p2pregistry.serve.http import Handler
+from p2pregistry.serve.listen import Limits as ListenLimits
 from p2pregistry.serve.listen import open_listeners, open_unix_listener, serve
 from p2pregistry.serve.peer_api import PeerApi, Slots
 from p2pregistry.serve.pull_api import PullApi
+from p2pregistry.sources.peer import PeerSource
 from p2pregistry.sources.tracker import TrackerSource
 from p2pregistry.store.cache import Cache
 from p2pregistry.store.files import FileStore, open_files
@@ -54,6 +57,9 @@ REJOIN = 30.0
 JOIN = 3.0
 #: Neighbours whose addresses outlive a restart.
 NEIGHBOURS = 20
+#: Of the peer listener: who takes nothing for so long is not kept a slot, and a slot is given back when the bytes are
+#: on their way, not when the kernel has taken them.
+PEER_LIMITS = ListenLimits(stall_time=20.0, unsent=256 << 10)
 #: Keys of the index under which they, and the tracker's names, are kept.
 _NEIGHBOURS, _NAMES = "neighbours", "names"
 _log = observe.logger(__name__)
@@ -125,7 +131,8 @@ async def _live(settings: NodeSettings, ready: Ready, stop: trio.Event) -> None:
 
 async def _one_server(name: str, handler: Handler, listeners: list[trio.SocketListener], stop: trio.Event) -> None:
     metrics = observe.listener_metrics(name) if name == "pull" or name == "peer" else None
-    await serve(handler, listeners, grace=GRACE, stop=stop, metrics=metrics)
+    limits = PEER_LIMITS if name == "peer" else None
+    await serve(handler, listeners, grace=GRACE, stop=stop, metrics=metrics, limits=limits)
 
 
 async def _listen(settings: NodeSettings, data: Path) -> dict[str, list[trio.SocketListener]]:
@@ -244,19 +251,40 @@ async def _assemble(
     nursery = await stack.enter_async_context(trio.open_nursery())
     stack.callback(nursery.cancel_scope.cancel)
     await nursery.start(finder.serve)
-    flights = _flights(settings, store, cache, index, finder, haves, router)
+    rates = _rates(settings)
+    flights = _flights(settings, store, cache, index, finder, haves, router, rates)
     await stack.enter_async_context(flights.running())
     trust = Trust(index, tracker, settings.tracker.root_key)
     node = Node(settings, index, router, flights, finder, trust, tracker, urls, router.peer_id)
     node.names = _known_names(settings, index)
     pull = _pull_api(node, cache)
     slots = Slots(settings.peer.max_uploads, settings.peer.queue)
-    peers = PeerApi(index, cache, slots, served=observe.count_served("peer"), haves=haves, watching=finder.watched)
+    peers = PeerApi(
+        index,
+        cache,
+        slots,
+        served=observe.count_served("peer"),
+        haves=haves,
+        watching=finder.watched,
+        pace=rates.egress,
+    )
+    stack.callback(haves.close)
     blobs = sorted(index.held(), key=lambda entry: entry[2])
     held = [*index.manifest_digests(), *(digest for digest, _size, _use in blobs)]
     router.hold(held, within=30.0 if len(held) > 100 else 0.0)
     finder.hold((digest, size) for digest, size, _use in blobs[-MOST_HELD:])
     return node, {"pull": pull, "peer": peers, "metrics": health(lambda: None), "admin": admin_handler(node)}
+
+
+def _rates(settings: NodeSettings) -> Rates:
+    peer = settings.peer
+    return Rates(
+        egress=peer.egress,
+        ingress=peer.ingress,
+        egress_other_zones=peer.egress_other_zones,
+        ingress_other_zones=peer.ingress_other_zones,
+        zone=settings.node.zone,
+    )
 
 
 def _flights(
@@ -267,6 +295,7 @@ def _flights(
     finder: CrowdFinder,
     haves: Haves,
     router: DhtRouter,
+    rates: Rates,
 ) -> Flights:
     fetch = settings.fetch
 
@@ -287,6 +316,7 @@ def _flights(
         active=fetch.flights,
         rest=fetch.rest,
         linger=fetch.linger,
+        pace=lambda source: rates.ingress(source.there if isinstance(source, PeerSource) else ""),
         fetched=_count_fetched,
         finished=finished,
         note=lambda err: _log.debug("a source failed", why=err.message),

@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 import msgspec
 
 from p2pregistry.errors import SettingsError
+from p2pregistry.messages import ZONE
 from p2pregistry.settings import Port, Positive, Seconds, Section, Setting, Settings, Size
 
 MIB = 1024 * 1024
@@ -43,6 +44,24 @@ class Peer(Section, frozen=True):
     max_uploads: Annotated[
         Positive, Setting("Pieces sent to peers at the same time; more of them wait their turn.")
     ] = 8
+    egress: Annotated[
+        Size | None,
+        Setting("The most bytes a second sent to peers; unset: no limit.", unit="bytes/s", example=100 * MIB),
+    ] = None
+    ingress: Annotated[
+        Size | None,
+        Setting("The most bytes a second fetched for blobs; unset: no limit.", unit="bytes/s", example=200 * MIB),
+    ] = None
+    egress_other_zones: Annotated[
+        Size | None,
+        Setting(
+            "The same for what is sent to peers of other zones; it counts in both.", unit="bytes/s", example=20 * MIB
+        ),
+    ] = None
+    ingress_other_zones: Annotated[
+        Size | None,
+        Setting("The same for what comes from other zones, the tracker included.", unit="bytes/s", example=20 * MIB),
+    ] = None
     queue: Annotated[
         Positive, Setting("Pieces that may wait their turn; who asks for one more is told to come later.")
     ] = 256
@@ -153,5 +172,7 @@ class NodeSettings(Settings, frozen=True):
                 raise SettingsError(f"$.{path}: must begin with http:// or https://")
         if self.tracker.root_key is not None and not self.tracker.root_key.startswith("k4.public."):
             raise SettingsError("$.tracker.root_key: must be a PASERK public key (k4.public...)")
+        if ZONE.fullmatch(self.node.zone) is None:
+            raise SettingsError("$.node.zone: up to 64 of letters, digits and . _ : / -")
         if not self.pull.host:
             raise SettingsError("$.pull.host: at least one address is needed")

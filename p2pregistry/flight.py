@@ -1,22 +1,19 @@
 """The driver of ``pull/plan``: runs the one download of a digest, for any number of readers.
 
-A flight lives in the nursery of ``Flights``, not in that of a request: a client that leaves cancels nothing. The plan
-decides; this module keeps its sources, hands its requests to ``transfers`` and reports back what comes of them.
-Everything that touches the plan happens in plain synchronous code between two checkpoints, so no lock is needed.
+The plan decides; this module keeps its sources, hands its requests to ``transfers`` and reports back what comes of
+them. Everything that touches the plan happens in plain synchronous code between two checkpoints, so no lock is needed.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections import deque
-from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import Callable, Sequence
+from typing import Protocol
 
 import trio
 
 from p2pregistry.content.metainfo import BlobRef, Metainfo
 from p2pregistry.content.unixfs import PIECE_SIZE
-from p2pregistry.digest import Digest
 from p2pregistry.errors import BadContent, RegistryError, RemoteError, Unreachable
 from p2pregistry.haves import Haves
 from p2pregistry.partial import SpoolPartial
@@ -29,21 +26,46 @@ from p2pregistry.sources.base import Source
 from p2pregistry.spool import Spool, again
 from p2pregistry.store.base import BlobStore
 from p2pregistry.store.recover import surviving_pieces
-from p2pregistry.surroundings import Buffers, Finder, Shelf, Tables
-from p2pregistry.transfers import Pace, Transfers
+from p2pregistry.surroundings import Finder, Shelf, Tables
+from p2pregistry.transfers import Account, Transfers
 
 #: Seconds between two looks at the clock.
 TICK = 0.2
-#: Paused flights whose partial files stay open for others to fetch from.
-MOST_PAUSED = 32
 #: Pieces given to the digest of the whole at once: trips to a worker thread are not free.
 HASH_PIECES = 8
+
+
+class Service(Account, Protocol):
+    """What a flight needs of the service it belongs to: ``flights.Flights``."""
+
+    finder: Finder
+    shelf: Shelf
+    tables: Tables
+    store: BlobStore
+    haves: Haves
+    randrange: Randrange
+    limits: Limits
+    announce_wait: float
+    linger: float
+    rest: bool
+    note: Callable[[RegistryError], None]
+    finished: Callable[[BlobRef], None]
+
+    @property
+    def share(self) -> int:
+        """Bytes that one flight may have in flight."""
+
+    def paused(self, flight: Flight) -> None:
+        """A flight fetches no more for now."""
+
+    def resumed(self) -> None:
+        """One that was paused goes on."""
 
 
 class Flight:
     """One running download."""
 
-    def __init__(self, service: Flights, ref: BlobRef) -> None:
+    def __init__(self, service: Service, ref: BlobRef) -> None:
         self.ref = ref
         self._service = service
         self._ready = trio.Event()  # the spool exists, or the flight failed before it could
@@ -57,6 +79,7 @@ class Flight:
         self._tracker_asked = trio.Event()
         self._over = trio.Event()
         self._readers = 0
+        self._wants: dict[int, tuple[int, int]] = {}
         self._next_reader = 0
         self._unread_since = trio.current_time()
         self._scope = trio.CancelScope()
@@ -92,11 +115,13 @@ class Flight:
         return self._next_reader
 
     def move(self, reader: int, index: int, end: int) -> None:
+        self._wants[reader] = (index, end)  # the plan may not be there yet
         if self._plan is not None:
             self._obey(self._plan.reader(reader, index, trio.current_time(), end))
 
     def leave(self, reader: int) -> None:
         self._readers -= 1
+        self._wants.pop(reader, None)
         self._unread_since = trio.current_time()
         if self._plan is not None:
             self._obey(self._plan.reader(reader, None, trio.current_time()))
@@ -215,6 +240,8 @@ class Flight:
         for name, (pieces, near) in self._told.items():
             source = self._sources[name]
             self._obey(plan.joined(name, source.kind, now, have=_fitting(pieces, spool.info.count), near=near))
+        for reader, (index, end) in self._wants.items():
+            self._obey(plan.reader(reader, index, now, end))
         self._obey(plan.begin(now))
 
     def share(self, budget: int) -> None:
@@ -380,121 +407,3 @@ def _fitting(pieces: bytes | None, count: int) -> bytes | None:
 def _first(group: BaseExceptionGroup[RegistryError]) -> RegistryError:
     first = group.exceptions[0]
     return _first(first) if isinstance(first, BaseExceptionGroup) else first
-
-
-class Flights:
-    """All flights of a node.
-
-    ``active`` of them fetch at a time, the others wait their turn; ``rest``: what a reader of a part did not ask for
-    follows too; ``linger``: seconds a flight goes on without readers before it pauses; ``announce_wait``: seconds a
-    flight waits at most for the tracker to say who else has the blob, before it asks the tracker for bytes.
-    """
-
-    def __init__(
-        self,
-        store: BlobStore,
-        shelf: Shelf,
-        tables: Tables,
-        finder: Finder,
-        *,
-        randrange: Randrange,
-        haves: Haves,
-        limits: Limits | None = None,
-        active: int = 16,
-        rest: bool = True,
-        announce_wait: float = 0.02,
-        linger: float = 60.0,
-        pace: Pace | None = None,
-        fetched: Callable[[str, int], None] = lambda _kind, _count: None,
-        finished: Callable[[BlobRef], None] = lambda _ref: None,
-        note: Callable[[RegistryError], None] = lambda _err: None,
-    ) -> None:
-        self.store, self.shelf, self.tables, self.finder, self.haves = store, shelf, tables, finder, haves
-        self.randrange, self.announce_wait = randrange, announce_wait
-        self.linger, self.rest, self.pace = linger, rest, pace
-        self.limits = limits or Limits()
-        self.fetched, self.finished, self.note = fetched, finished, note
-        self.buffers = Buffers()
-        self._flights: dict[Digest, Flight] = {}
-        self._nursery: trio.Nursery | None = None
-        self._free = active
-        self._waiting: deque[trio.Event] = deque()
-
-    @asynccontextmanager
-    async def running(self) -> AsyncIterator[None]:
-        """The nursery in which flights live. On leaving they are cancelled; partial files stay."""
-        async with trio.open_nursery() as nursery:
-            self._nursery = nursery
-            try:
-                yield
-            finally:
-                self._nursery = None
-                nursery.cancel_scope.cancel()
-
-    def join(self, ref: BlobRef) -> Flight:
-        """The flight of this blob, started if there is none. Call where the blob is known not to be in the store."""
-        flight = self._flights.get(ref.digest)
-        if flight is None or flight.done:
-            if self._nursery is None:
-                raise Unreachable("the node is shutting down")
-            flight = self._flights[ref.digest] = Flight(self, ref)
-            self._nursery.start_soon(self._run, flight)
-        return flight
-
-    def active(self, digest: Digest) -> bool:
-        """Whether a flight of this digest is under way."""
-        return digest in self._flights
-
-    def __len__(self) -> int:
-        return sum(not flight.paused for flight in self._flights.values())
-
-    async def _run(self, flight: Flight) -> None:
-        await self._turn()
-        self._divide()
-        try:
-            await flight.run()
-        finally:
-            if not flight.paused:
-                self._give_turn()
-            if self._flights.get(flight.ref.digest) is flight:
-                del self._flights[flight.ref.digest]
-            self._divide()
-
-    async def _turn(self) -> None:
-        """Wait in line until one more flight may fetch."""
-        if self._free > 0:
-            self._free -= 1
-            return
-        turn = trio.Event()
-        self._waiting.append(turn)
-        await turn.wait()  # cancelled only with all flights
-
-    def _give_turn(self) -> None:
-        self._free += 1
-        while self._waiting and self._free > 0:
-            self._free -= 1
-            self._waiting.popleft().set()
-
-    def paused(self, flight: Flight) -> None:
-        """A flight fetches no more for now; beyond MOST_PAUSED of them the one paused longest ends."""
-        self._give_turn()
-        # the order of the dict is that of pausing
-        self._flights[flight.ref.digest] = self._flights.pop(flight.ref.digest)
-        paused = [other for other in self._flights.values() if other.paused]
-        for other in paused[: max(0, len(paused) - MOST_PAUSED)]:
-            other.end()
-        self._divide()
-
-    def resumed(self) -> None:
-        """A paused flight has a reader again: it goes on at once, turn or no turn."""
-        self._free -= 1
-        self._divide()
-
-    @property
-    def share(self) -> int:
-        """Bytes that one flight may have in flight, bytes."""
-        return max(self.limits.piece, self.limits.in_flight // max(1, len(self)))
-
-    def _divide(self) -> None:
-        for flight in self._flights.values():
-            flight.share(self.share)

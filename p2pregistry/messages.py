@@ -39,7 +39,8 @@ Url: TypeAlias = Annotated[
     ),
 ]
 #: A rack, a datacentre: short enough for a header. Empty: none.
-Zone: TypeAlias = Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z0-9._:/-]{0,64}\Z")]
+ZONE: Final = re.compile(r"[A-Za-z0-9._:/-]{0,64}")
+Zone: TypeAlias = Annotated[str, msgspec.Meta(pattern=rf"^{ZONE.pattern}\Z")]
 SwarmName: TypeAlias = Annotated[str, msgspec.Meta(pattern=r"^[!-~]{1,128}\Z")]
 Position: TypeAlias = Annotated[int, msgspec.Meta(ge=0, lt=MAX_WANT)]
 Count: TypeAlias = Annotated[int, msgspec.Meta(ge=0, le=10_000_000)]

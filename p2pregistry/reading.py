@@ -42,7 +42,10 @@ class Reading:
         self._id: int | None = flight.enter()
 
     async def first(self) -> None:
-        """Wait for the first piece."""
+        """Say what is wanted, and wait for the first piece."""
+        assert self._id is not None
+        at = self._at // PIECE_SIZE
+        self._flight.move(self._id, at, max(at + 1, -(-self._end // PIECE_SIZE)))
         await self._flight.ready()
         await self._piece()
 
@@ -135,9 +138,9 @@ class Readings:
 
     async def first(self) -> None:
         """Say what is wanted, and wait for the first piece."""
-        await self._flight.ready()
         for reader, (start, end) in zip(self._ids, self._runs, strict=True):
             self._flight.move(reader, start, end)
+        await self._flight.ready()
         spool = self._flight.spool
         assert spool is not None
         await spool.wait(self._next // PIECE_SIZE)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from typing import Protocol
 
 import trio
@@ -11,12 +11,10 @@ from p2pregistry.content.unixfs import PIECE_SIZE
 from p2pregistry.errors import NotFound, NotYet, RegistryError, RemoteBusy, RemoteError, Unreachable
 from p2pregistry.pull.commands import Cancel, Command, Next, Request
 from p2pregistry.pull.plan import Plan
+from p2pregistry.rate import Pace
 from p2pregistry.sources.base import Incoming, Source
 from p2pregistry.spool import Spool
 from p2pregistry.surroundings import Buffers, Tracker
-
-#: Waits until so many bytes from a source of this name may be taken in.
-Pace = Callable[[str, int], Awaitable[None]]
 
 
 class Account(Protocol):
@@ -24,7 +22,7 @@ class Account(Protocol):
 
     buffers: Buffers
     fetched: Callable[[str, int], None]
-    pace: Pace | None
+    pace: Callable[[Source], Pace | None]
 
 
 class Transfers:
@@ -103,7 +101,7 @@ class Transfers:
                 self._obey(plan.failed(request, err.message, now))
 
     async def _receive(self, incoming: Incoming, request: int, index: int, source: Source) -> None:
-        account = self._account
+        account, pace = self._account, self._account.pace(source)
         buffer = account.buffers.take()
         handed_over = False
         try:
@@ -114,8 +112,8 @@ class Transfers:
                 at += count
                 account.fetched(source.kind, count)
                 self._plan.heard(request, trio.current_time())
-                if account.pace is not None:
-                    await account.pace(source.name, count)
+                if pace is not None:
+                    await pace(count)
             handed_over = True
             self._nursery.start_soon(self._verify, request, index, buffer, len(view))
         finally:

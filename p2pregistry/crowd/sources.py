@@ -35,6 +35,7 @@ class PeerSources:
             except Unreachable as err:
                 _log.info("a peer has no address that can be used", peer=peer.peer_id, why=err.message)
                 return None
+        source.there = peer.zone
         return source
 
     def ban(self, peer_id: str, why: str) -> None:

@@ -33,6 +33,7 @@ _PORT_TRIES: Final = 50
 #: Out of something that other connections will give back.
 _SCARCE: Final = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
 _LINGER_ACCEPT: Final = 0.1  # seconds before another try then
+_USER_TIMEOUT: Final[int | None] = getattr(socket, "TCP_USER_TIMEOUT", None)  # Linux
 _NOTSENT_LOWAT: Final[int | None] = getattr(socket, "TCP_NOTSENT_LOWAT", None)  # Linux and macOS
 
 _log = logger(__name__)
@@ -250,6 +251,8 @@ class _Server:
                 raw.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
                 if self._limits.unsent is not None and _NOTSENT_LOWAT is not None:
                     raw.setsockopt(socket.IPPROTO_TCP, _NOTSENT_LOWAT, self._limits.unsent)
+                if _USER_TIMEOUT is not None:  # a machine that lost its power closes nothing
+                    raw.setsockopt(socket.IPPROTO_TCP, _USER_TIMEOUT, int(self._limits.stall_time * 1000))
                 client = str(address[0])
             connection = Connection(raw, client, self._handler, self._limits, self._metrics)
             self._connections.add(connection)

@@ -15,7 +15,7 @@ import msgspec
 from p2pregistry.content.metainfo import BlobRef
 from p2pregistry.digest import Digest
 from p2pregistry.errors import NotFound, RequestError
-from p2pregistry.flight import Flights
+from p2pregistry.flights import Flights
 from p2pregistry.oci.media import OCTET_STREAM
 from p2pregistry.oci.ranges import Multipart, content_range, parse_ranges
 from p2pregistry.oci.reference import Route, check_tag, parse_path, parse_reference

@@ -93,7 +93,7 @@ class News:
 
 class PeerSource:
     """Fetches from one peer. ``name`` is its peer id; ``url`` the base of its peer API; ``zone`` this node's own zone,
-    which it is told."""
+    which it is told; ``there`` the peer's, as far as is known."""
 
     kind = "peer"
 
@@ -101,6 +101,7 @@ class PeerSource:
         self, name: str, url: str, *, zone: str = "", connect_timeout: float = 3.0, head_timeout: float = 10.0
     ) -> None:
         self.name = name
+        self.there = ""
         self.client = Client(url, connect_timeout=connect_timeout, head_timeout=head_timeout)
         self._headers = {"P2P-Zone": zone} if zone else {}
 

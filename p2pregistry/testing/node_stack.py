@@ -16,7 +16,7 @@ from p2pregistry.crowd.announcer import Me
 from p2pregistry.crowd.finder import CrowdFinder
 from p2pregistry.digest import Digest
 from p2pregistry.errors import LocalError, RegistryError
-from p2pregistry.flight import Flights
+from p2pregistry.flights import Flights
 from p2pregistry.haves import Haves
 from p2pregistry.pull.commands import Limits
 from p2pregistry.resolve import Resolver, Trust

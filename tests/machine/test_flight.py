@@ -13,7 +13,7 @@ import trio
 from p2pregistry.content.metainfo import BlobRef, Metainfo
 from p2pregistry.digest import Digest
 from p2pregistry.errors import RemoteError
-from p2pregistry.flight import Flights
+from p2pregistry.flights import Flights
 from p2pregistry.haves import Haves
 from p2pregistry.pull.commands import Limits
 from p2pregistry.sources.memory import Faults, MemorySource

@@ -8,7 +8,7 @@ import pytest
 
 from p2pregistry.digest import Digest
 from p2pregistry.errors import NotFound, RequestError
-from p2pregistry.flight import Flights
+from p2pregistry.flights import Flights
 from p2pregistry.resolve import Found, Resolver
 from p2pregistry.serve.body import NO_BODY
 from p2pregistry.serve.http import Request, Response
