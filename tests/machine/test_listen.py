@@ -339,17 +339,18 @@ async def test_an_endless_stream_ends_when_the_server_stops_accepting() -> None:
         over.set()
 
     with trio.fail_after(PATIENCE):
-        async with trio.open_nursery() as nursery, await raw_client(url) as raw, await raw_client(url) as other:
+        async with trio.open_nursery() as nursery:
             nursery.start_soon(server)
-            await raw.send(GET)
-            await other.send(b"GET /late HTTP/1.1\r\nHost: x\r\n\r\n")
-            chunks.go.release()
-            await raw.receive_until(b"a\r\n")
-            await started.wait()
-            stop.set()
-            assert await raw.at_end()
-            finish.set()  # its stream has not begun: it ends in good order
-            assert (await other.response()).body == b""
+            async with await raw_client(url) as raw, await raw_client(url) as other:
+                await raw.send(GET)
+                await other.send(b"GET /late HTTP/1.1\r\nHost: x\r\n\r\n")
+                chunks.go.release()
+                await raw.receive_until(b"a\r\n")
+                await started.wait()
+                stop.set()
+                assert await raw.at_end()
+                finish.set()  # its stream has not begun: it ends in good order
+                assert (await other.response()).body == b""
             await over.wait()
     assert (chunks.closed, late.closed) == (1, 1)
 
