@@ -95,7 +95,7 @@ class Asking:
         self.moved = now
         self._far_open = False
         self._far_probe = False
-        #: the last asking ended because enough was in flight, not because nobody had more
+        #: the last asking ended because enough was in flight, or enough sources in use, not for want of sources
         self._full = False
 
     # -- what is wanted, and how much of it at a time -----------------------------------------------------------
@@ -166,7 +166,7 @@ class Asking:
                         pass
                 else:
                     self._ask_all(role, most, now, commands)
-                self._full = self.flying >= most
+                self._full = self.flying >= most or self.pool.full
             self._ask_next(role, now, commands)
         if self.flying and (self.some_late or not self.free):
             self._hedge_all(role, now, commands)

@@ -398,7 +398,7 @@ class Plan:
         limits, missing = self.limits, self._asks.missing
         if self._flowed:
             return limits.patience
-        waiting = hopeful = False
+        waiting, hopeful = False, self._asks.crowded
         patience = 0.0
         for source in self._asks.pool.all.values():
             if source.resume > now:

@@ -140,6 +140,11 @@ class Pool:
         """Whether a peer that has everything can be asked."""
         return any(source.resume <= now for source in self.complete)
 
+    @property
+    def full(self) -> bool:
+        """Whether as many peers are in use as may be."""
+        return self.in_use >= self._most
+
     def usable(self, source: Source, now: float) -> bool:
         """Whether a peer may be asked: it is not set back, and in use or there is room for one more."""
         return source.resume <= now and (bool(source.out) or self.in_use < self._most)
