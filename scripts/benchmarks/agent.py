@@ -126,16 +126,6 @@ def metrics(url: str) -> Answer:
     return {"text": _get(f"{url}/metrics", {}).decode()}
 
 
-def traffic() -> Answer:
-    """Bytes that the machine's link has carried, headers included."""
-    for line in Path("/proc/self/net/dev").read_text().splitlines():
-        name, _, counters = line.partition(":")
-        if name.strip() == "eth0":
-            fields = counters.split()
-            return {"received": int(fields[0]), "sent": int(fields[8])}
-    raise ValueError("there is no eth0 here")
-
-
 def source(size: int) -> Answer:
     """Send ``size`` bytes to the first who connects; the port to connect to."""
     listener = socket.create_server(("0.0.0.0", 0))
@@ -166,7 +156,6 @@ COMMANDS: dict[str, Callable[..., Answer]] = {
     "pull": pull,
     "push": push,
     "metrics": metrics,
-    "traffic": traffic,
     "source": source,
     "sink": sink,
     "hello": dict,

@@ -81,6 +81,15 @@ class Machine:
     link: Link
     agent: Agent
 
+    def traffic(self) -> tuple[int, int]:
+        """Bytes that the link has carried so far, headers included: received, sent."""
+        for line in Path(f"/proc/{self.agent.pid}/net/dev").read_text().splitlines():
+            name, _, counters = line.partition(":")
+            if name.strip() == "eth0":
+                fields = counters.split()
+                return int(fields[0]), int(fields[8])
+        raise BenchError(f"{self.name} has lost its link")
+
     def command(self, command: Sequence[str]) -> list[str]:
         """``command``, to be run in the machine."""
         return [*_inside(self.agent.pid), *command]

@@ -6,6 +6,7 @@ Each machine is a network namespace. In the same run the same machines download 
 from __future__ import annotations
 
 import argparse
+import itertools
 import os
 import shutil
 import tempfile
@@ -166,6 +167,7 @@ class Pulls:
     others: float  # part of all processors' time that programs of others took meanwhile
     sent: int  # bytes of blobs that the tracker sent
     wire: int  # bytes that left on the tracker's link, headers and all
+    links: list[dict[str, float]]  # how full the links were, second by second
     sources: dict[str, int] = field(default_factory=dict)
     peaks: dict[str, float] = field(default_factory=dict)
 
@@ -341,16 +343,17 @@ def _short(plan: Plan) -> int:
 def _pull_all(bench: Bench, urls: Sequence[str], tag: str, size: int, nodes: Sequence[Daemon]) -> Pulls:
     watched = {"tracker": bench.tracker.pid, **{node.name: node.pid for node in nodes}}
     watched |= {f"client {_name(machine)}": machine.agent.pid for machine in bench.nodes}
-    with usage.Busy().watching() as busy:
+    traffic = Traffic(bench.machines)
+    with usage.Busy(traffic.look).watching() as busy:
         before = {name: usage.process_seconds(pid) for name, pid in watched.items()}
-        sent, wire = _sent(bench), bench.machines[0].agent.ask("traffic")["sent"]
+        sent, wire = _sent(bench), bench.machines[0].traffic()[1]
         at = time.monotonic() + HEAD_START
         for machine, url in zip(bench.nodes, urls, strict=True):
             machine.agent.tell("pull", base=url, repository=REPOSITORY, tag=tag, parallel=PARALLEL, at=at)
         clients = [machine.agent.answer("pull") for machine in bench.nodes]
         half = at + usage.percentile([client["seconds"] for client in clients], 0.5)
         time.sleep(0.5)  # one more look
-        sent, wire = _sent(bench) - sent, bench.machines[0].agent.ask("traffic")["sent"] - wire
+        sent, wire = _sent(bench) - sent, bench.machines[0].traffic()[1] - wire
         cpu = {name: usage.process_seconds(pid) - before[name] for name, pid in watched.items()}
     last = at + max(client["seconds"] for client in clients)
     ours = sum(cpu.values()) / ((os.cpu_count() or 1) * (last - at))
@@ -358,7 +361,42 @@ def _pull_all(bench: Bench, urls: Sequence[str], tag: str, size: int, nodes: Seq
     for client in clients:
         if client["bytes"] != size:
             raise BenchError(f"a client got {client['bytes']} of {size} bytes")
-    return Pulls(size, 1.0, clients, busy.share(at, half), cpu, others, sent, wire)
+    return Pulls(size, 1.0, clients, busy.share(at, half), cpu, others, sent, wire, traffic.seconds(at, last))
+
+
+class Traffic:
+    """What the links carry, looked at again and again."""
+
+    def __init__(self, machines: Sequence[Machine]) -> None:
+        self._machines = machines
+        self._seen: list[tuple[float, list[tuple[int, int]]]] = []
+
+    def look(self, now: float) -> None:
+        """``now`` in monotonic seconds."""
+        self._seen.append((now, [machine.traffic() for machine in self._machines]))
+
+    def seconds(self, start: float, end: float) -> list[dict[str, float]]:
+        """For each second between: percent of its rate that the tracker sent, and the nodes received and sent."""
+        found = []
+        marks = [start + second for second in range(int(end - start) + 1)]
+        looks = [min(self._seen, key=lambda seen: abs(seen[0] - mark)) for mark in marks]
+        for (t0, before), (t1, after) in itertools.pairwise(looks):
+            received, sent = (
+                [
+                    100 * 8e-6 * (b[way] - a[way]) / (t1 - t0) / machine.link.rate
+                    for a, b, machine in self._pair(before, after)
+                ]
+                for way in (0, 1)
+            )
+            nodes = len(self._machines) - 1
+            shares = {"tracker": sent[0], "received": sum(received[1:]) / nodes, "sent": sum(sent[1:]) / nodes}
+            found.append({name: round(share, 1) for name, share in shares.items()})
+        return found
+
+    def _pair(
+        self, before: list[tuple[int, int]], after: list[tuple[int, int]]
+    ) -> list[tuple[tuple[int, int], tuple[int, int], Machine]]:
+        return list(zip(before, after, self._machines, strict=True))
 
 
 def _sent(bench: Bench) -> int:
@@ -377,6 +415,9 @@ def _tell(name: str, found: Pulls) -> None:
         f" ratios {found.at(0.5):.3f} and {found.at(1):.3f}; the tracker sent {found.sent / found.size:.2f} images;"
         f" processors {found.busy:.0%} busy, {found.others:.0%} by others"
     )
+    for name in ("tracker", "received", "sent"):
+        whose = "sent by the tracker" if name == "tracker" else f"{name} by the nodes"
+        say(f"  percent of the links, {whose}: " + " ".join(f"{second[name]:.0f}" for second in found.links))
 
 
 def _report(report: Report, plan: Plan, swarmed: Sequence[Pulls], direct: Sequence[Pulls]) -> None:
@@ -412,7 +453,7 @@ def _report(report: Report, plan: Plan, swarmed: Sequence[Pulls], direct: Sequen
         report.ratio("slowest node", rates[0], "MB/s", "direct", rates[1], None)
     report.details["rounds"] = [
         {"kind": kind, "bytes": found.size, "bound": found.bound, "clients": found.clients, "cpu_seconds": found.cpu}
-        | {"peak_rss_mb": found.peaks, "busy": found.busy, "others": found.others}
+        | {"peak_rss_mb": found.peaks, "busy": found.busy, "others": found.others, "links_percent": found.links}
         for kind, all_found in (("swarm", swarmed), ("direct", direct))
         for found in all_found
     ]

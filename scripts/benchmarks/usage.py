@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -54,9 +54,10 @@ def _stat(pid: int) -> list[str]:
 
 
 class Busy:
-    """How busy the machine was, looked at again and again. Times are monotonic seconds."""
+    """How busy the machine was, looked at again and again; ``also`` is called as often. Times are monotonic seconds."""
 
-    def __init__(self) -> None:
+    def __init__(self, also: Callable[[float], None] = lambda _now: None) -> None:
+        self._also = also
         self._seen: list[tuple[float, float, float]] = []
         self._stop = threading.Event()
 
@@ -74,6 +75,7 @@ class Busy:
     def _watch(self) -> None:
         while True:
             self._seen.append((time.monotonic(), *machine_seconds()))
+            self._also(time.monotonic())
             if self._stop.wait(_EVERY):
                 return
 
