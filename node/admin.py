@@ -48,7 +48,7 @@ def status(node: Node) -> dict[str, object]:
         "root_key": node.trust.root_key,
         "names": sorted(node.names),
         "peers": len(node.router.peers()),
-        "provides_waiting": node.router.provides_waiting,
+        "provides_waiting": node.router.provides_waiting + node.advertiser.waiting,
         "blobs": len(held),
         "blob_bytes": sum(size for _digest, size, _use in held),
         "max_bytes": node.settings.cache.max_bytes,

@@ -19,6 +19,7 @@ from node.admin import admin_handler
 from node.settings import MIB, NodeSettings
 from p2pregistry import __version__, observe
 from p2pregistry.content.metainfo import BlobRef
+from p2pregistry.content.unixfs import PIECE_SIZE
 from p2pregistry.crowd.announcer import MOST_HELD, Me
 from p2pregistry.crowd.finder import CrowdFinder
 from p2pregistry.digest import Digest
@@ -30,6 +31,7 @@ from p2pregistry.oci.manifest import parse_manifest
 from p2pregistry.pull.commands import Limits
 from p2pregistry.rate import Rates
 from p2pregistry.resolve import Resolver, Trust
+from p2pregistry.routing.advertise import Advertiser
 from p2pregistry.routing.hello import Hello
 from p2pregistry.serve.endpoints import health
 from p2pregistry.serve.http import Handler
@@ -73,6 +75,7 @@ class Node:
     settings: NodeSettings
     index: Index
     router: DhtRouter
+    advertiser: Advertiser
     flights: Flights
     finder: CrowdFinder
     trust: Trust
@@ -242,8 +245,10 @@ async def _assemble(
     draw = random.SystemRandom().randrange
     finder = CrowdFinder(me, router, tracker, randrange=draw, limit=settings.fetch.sources)
 
+    advertiser = Advertiser(router, lambda: len(flights) > 0)
+
     def drop(digest: Digest) -> None:
-        router.drop([digest])
+        advertiser.drop([digest])
         finder.drop(digest)
         haves.drop(digest)
 
@@ -251,11 +256,12 @@ async def _assemble(
     nursery = await stack.enter_async_context(trio.open_nursery())
     stack.callback(nursery.cancel_scope.cancel)
     await nursery.start(finder.serve)
+    nursery.start_soon(advertiser.serve)
     rates = _rates(settings)
-    flights = _flights(settings, store, cache, index, finder, haves, router, rates)
+    flights = _flights(settings, store, cache, index, finder, haves, advertiser, rates)
     await stack.enter_async_context(flights.running())
     trust = Trust(index, tracker, settings.tracker.root_key)
-    node = Node(settings, index, router, flights, finder, trust, tracker, urls, router.peer_id)
+    node = Node(settings, index, router, advertiser, flights, finder, trust, tracker, urls, router.peer_id)
     node.names = _known_names(settings, index)
     pull = _pull_api(node, cache)
     slots = Slots(settings.peer.max_uploads, settings.peer.queue)
@@ -294,13 +300,13 @@ def _flights(
     index: Index,
     finder: CrowdFinder,
     haves: Haves,
-    router: DhtRouter,
+    advertiser: Advertiser,
     rates: Rates,
 ) -> Flights:
     fetch = settings.fetch
 
     def finished(ref: BlobRef) -> None:
-        router.hold([ref.digest])
+        advertiser.hold([ref.digest])
         finder.hold([(ref.digest, ref.size)])
 
     return Flights(
@@ -325,10 +331,13 @@ def _flights(
 
 def _pull_api(node: Node, cache: Cache) -> PullApi:
     def learnt(_repository: str, manifest: StoredManifest, _blobs: Sequence[BlobRef]) -> None:
-        node.router.hold([manifest.digest])
+        node.advertiser.hold([manifest.digest])
 
     def interest(manifest: StoredManifest) -> None:
-        node.finder.interest(*_layers(manifest, node.index))
+        missing, here = _layers(manifest, node.index)
+        node.finder.interest(missing, here)
+        refs = (node.index.ref(digest) for digest, size in missing if size > PIECE_SIZE)
+        node.flights.prepare(ref for ref in refs if ref is not None)
 
     tags = node.settings.tags
     resolver = Resolver(

@@ -17,7 +17,7 @@ from p2pregistry.content.unixfs import PIECE_SIZE
 from p2pregistry.errors import BadContent, RegistryError, RemoteError, Unreachable
 from p2pregistry.haves import Haves
 from p2pregistry.partial import SpoolPartial
-from p2pregistry.piece_table import TableSearch, learn
+from p2pregistry.piece_table import TablesAhead, TableSearch, learn
 from p2pregistry.pull.commands import Cancel, Command, Drop, Finished, GiveUp, Limits, LookUp, Next, Request
 from p2pregistry.pull.pieces import Randrange
 from p2pregistry.pull.plan import Plan
@@ -41,6 +41,7 @@ class Service(Account, Protocol):
     finder: Finder
     shelf: Shelf
     tables: Tables
+    ahead: TablesAhead
     store: BlobStore
     haves: Haves
     randrange: Randrange
@@ -220,7 +221,11 @@ class Flight:
             note=self._service.note,
             bad=self.gone,
         )
-        return await learn(self._service.tables, search, self.ref)
+        service = self._service
+        info, new = await learn(service.tables, service.ahead, search, self.ref)
+        if new:
+            self._nursery.start_soon(service.tables.put_metainfo, info)  # nothing waits for it
+        return info
 
     def _begin_plan(self, spool: Spool, have: set[int]) -> None:
         now, service = trio.current_time(), self._service
@@ -262,6 +267,8 @@ class Flight:
                 blob = await self._service.store.open(self.ref.digest)
             finally:
                 spool.release(blob)
+            if self._service.tables.metainfo(self.ref.digest) is None:  # its writing may have been cut off
+                await self._service.tables.put_metainfo(spool.info)
             await self._service.shelf.added(self.ref.digest, self.ref.size)
             self._service.haves.full(self.ref.digest)
         self._service.finished(self.ref)

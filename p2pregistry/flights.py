@@ -6,19 +6,22 @@ Flights live in the nursery of this service, not in that of a request: a client 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import asynccontextmanager
 
 import trio
 
 from p2pregistry.content.metainfo import BlobRef
+from p2pregistry.content.unixfs import PIECE_SIZE
 from p2pregistry.digest import Digest
 from p2pregistry.errors import RegistryError, Unreachable
 from p2pregistry.flight import Flight
 from p2pregistry.haves import Haves
+from p2pregistry.piece_table import TablesAhead
 from p2pregistry.pull.commands import Limits
 from p2pregistry.pull.pieces import Randrange
 from p2pregistry.rate import Pace
+from p2pregistry.small import SmallFlight
 from p2pregistry.sources.base import Source
 from p2pregistry.store.base import BlobStore
 from p2pregistry.surroundings import Buffers, Finder, Shelf, Tables
@@ -60,7 +63,8 @@ class Flights:
         self.limits = limits or Limits()
         self.fetched, self.finished, self.note = fetched, finished, note
         self.buffers = Buffers()
-        self._flights: dict[Digest, Flight] = {}
+        self.ahead = TablesAhead(finder, tables, note)
+        self._flights: dict[Digest, Flight | SmallFlight] = {}
         self._nursery: trio.Nursery | None = None
         self._free = active
         self._waiting: deque[trio.Event] = deque()
@@ -76,15 +80,25 @@ class Flights:
                 self._nursery = None
                 nursery.cancel_scope.cancel()
 
-    def join(self, ref: BlobRef) -> Flight:
+    def join(self, ref: BlobRef) -> Flight | SmallFlight:
         """The flight of this blob, started if there is none. Call where the blob is known not to be in the store."""
         flight = self._flights.get(ref.digest)
         if flight is None or flight.done:
             if self._nursery is None:
                 raise Unreachable("the node is shutting down")
-            flight = self._flights[ref.digest] = Flight(self, ref)
+            flight = self._flights[ref.digest] = self._new(ref)
             self._nursery.start_soon(self._run, flight)
         return flight
+
+    def prepare(self, refs: Iterable[BlobRef]) -> None:
+        """Somebody will soon want these: get their piece tables."""
+        if self._nursery is not None:
+            self.ahead.begin(self._nursery, (ref for ref in refs if ref.digest not in self._flights))
+
+    def _new(self, ref: BlobRef) -> Flight | SmallFlight:
+        if 0 < ref.size <= PIECE_SIZE and ref.digest.algorithm == "sha256":
+            return SmallFlight(self, ref, lambda: Flight(self, ref))
+        return Flight(self, ref)
 
     def active(self, digest: Digest) -> bool:
         """Whether a flight of this digest is under way."""
@@ -93,7 +107,7 @@ class Flights:
     def __len__(self) -> int:
         return sum(not flight.paused for flight in self._flights.values())
 
-    async def _run(self, flight: Flight) -> None:
+    async def _run(self, flight: Flight | SmallFlight) -> None:
         await self._turn()
         self._divide()
         try:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 
 import trio
 
 from p2pregistry.content.metainfo import BlobRef, Metainfo
+from p2pregistry.digest import Digest
 from p2pregistry.errors import BadContent, NotFound, RegistryError, RemoteError, Unreachable
 from p2pregistry.sources.base import Source
 from p2pregistry.surroundings import Finder, Tables
@@ -14,6 +15,8 @@ from p2pregistry.surroundings import Finder, Tables
 #: Seconds before peers are asked for a table that the tracker has not given yet.
 HEDGE = 0.3
 TIMEOUT = 10.0
+#: Tables asked for at once ahead of any flight.
+AT_ONCE = 4
 #: Sources asked for one table.
 MOST_ASKED = 10
 
@@ -82,11 +85,62 @@ class TableSearch:
             done.set()
 
 
-async def learn(tables: Tables, search: TableSearch, ref: BlobRef) -> Metainfo:
-    """The blob's table: of one piece it needs none; else kept, or searched for and then kept."""
+class TablesAhead:
+    """Tables that the tracker is asked for when a manifest is served, so that a flight finds them there."""
+
+    def __init__(self, finder: Finder, tables: Tables, note: Callable[[RegistryError], None]) -> None:
+        self._finder, self._tables, self._note = finder, tables, note
+        self._asked: dict[Digest, _Asked] = {}
+        self._at_once = trio.CapacityLimiter(AT_ONCE)
+
+    def begin(self, nursery: trio.Nursery, refs: Iterable[BlobRef]) -> None:
+        """Ask for the tables of those that have more than one piece and are not known."""
+        for ref in refs:
+            if Metainfo.of_small(ref) is None and ref.digest not in self._asked:
+                if self._finder.tracker is None or self._tables.metainfo(ref.digest) is not None:
+                    continue
+                asked = self._asked[ref.digest] = _Asked()
+                nursery.start_soon(self._ask, ref, asked)
+
+    async def get(self, ref: BlobRef) -> Metainfo | None:
+        """The table, once the question about it that is under way has been answered; None where there is none."""
+        asked = self._asked.get(ref.digest)
+        if asked is None:
+            return None
+        with trio.move_on_after(HEDGE):  # others can be asked too
+            await asked.done.wait()
+        return asked.info
+
+    async def _ask(self, ref: BlobRef, asked: _Asked) -> None:
+        try:
+            async with self._at_once:
+                tracker = self._finder.tracker
+                if tracker is None:
+                    return
+                with trio.move_on_after(TIMEOUT):
+                    asked.info = Metainfo.of_table(ref, await tracker.table(ref))
+            asked.done.set()
+            if asked.info is not None:
+                await self._tables.put_metainfo(asked.info)
+        except (RemoteError, NotFound) as err:
+            self._note(err)  # the flight asks again, and others too
+        finally:
+            asked.done.set()
+            del self._asked[ref.digest]
+
+
+class _Asked:
+    def __init__(self) -> None:
+        self.done = trio.Event()
+        self.info: Metainfo | None = None
+
+
+async def learn(tables: Tables, ahead: TablesAhead, search: TableSearch, ref: BlobRef) -> tuple[Metainfo, bool]:
+    """The blob's table, and whether it is new: one piece needs none; else it is kept, asked for ahead, or searched."""
     info = Metainfo.of_small(ref) or tables.metainfo(ref.digest)
     if info is not None and info.root == ref.root:
-        return info
-    found = await search.run()
-    await tables.put_metainfo(found)
-    return found
+        return info, False
+    info = await ahead.get(ref)
+    if info is not None and info.root == ref.root:
+        return info, False
+    return await search.run(), True

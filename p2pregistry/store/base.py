@@ -95,6 +95,10 @@ class BlobStore(Protocol):
         are open already, StorageFull.
         """
 
+    async def put(self, digest: Digest, data: bytes) -> None:
+        """Make these bytes, which the caller has verified, the blob ``digest``: durable, then visible, at once and
+        whole. For small ones. Raises StorageFull or LocalError."""
+
     async def staged(self) -> list[str]:
         """Keys of staged bytes that exist."""
 

@@ -18,7 +18,7 @@ from typing import Protocol
 import trio
 
 from p2pregistry.digest import Digest
-from p2pregistry.errors import StorageFull
+from p2pregistry.errors import NotFound, StorageFull
 from p2pregistry.store.base import Blob, BlobStore
 from p2pregistry.store.index import Index
 
@@ -135,6 +135,8 @@ class Cache:
 
     async def open(self, digest: Digest) -> Blob:
         """The blob, marked as used and kept until it is closed. Raises NotFound (BLOB_UNKNOWN) or LocalError."""
+        if self._index.blob(digest) is None:  # what is not recorded is not here, or not yet: no need to ask the disk
+            raise NotFound("BLOB_UNKNOWN", "the blob is not here", detail={"digest": str(digest)})
         with self.pin(digest):
             blob = await self._store.open(digest)
             self._users[digest] += 1

@@ -150,6 +150,12 @@ class MemoryStore:
         self.in_use.add(key)
         return MemoryStaged(self, key)
 
+    async def put(self, digest: Digest, data: bytes) -> None:
+        await trio.lowlevel.checkpoint()
+        if self.limit is not None and self.used() + len(data) > self.limit:
+            raise StorageFull("the store is full")
+        self.complete[digest] = data
+
     async def staged(self) -> list[str]:
         await trio.lowlevel.checkpoint()
         return sorted(self.partial)

@@ -54,6 +54,7 @@ async def check_blob_store(make: Make) -> None:
     """Run every check, each on what the ones before it left. Raises AssertionError."""
     for check in (
         check_commit,
+        check_put,
         check_staging,
         check_verified_writes,
         check_delete_while_open,
@@ -84,6 +85,20 @@ async def check_commit(make: Make) -> None:
             assert await blob.read_at(0, len(data) + 5) == data
             blob.close()
             blob.close()
+
+
+async def check_put(make: Make) -> None:
+    """Bytes become a blob in one go; again is no error; nothing staged is left."""
+    async with make() as store:
+        for data in (b"x", b"small" * 1000):
+            digest = Digest.of(data)
+            await store.put(digest, data)
+            await store.put(digest, data)
+            assert await read_all(await store.open(digest)) == data
+            assert await store.size(digest) == len(data)
+        assert await store.staged() == []
+    async with make() as store:
+        assert await store.size(Digest.of(b"x")) == 1
 
 
 async def check_staging(make: Make) -> None:
