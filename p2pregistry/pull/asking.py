@@ -6,7 +6,8 @@ The tracker's role. It is the source of last resort for bytes, not of latency.
 - ``CHOOSER``: others want the blob and nobody usable has all of it. The tracker is asked what to send (``Next``), one
   piece at a time and only for pieces that no known peer has, so that it sends each about once to the whole crowd;
   beyond that it is the last resort.
-- ``UNKNOWN``: nobody knows yet whether there is a crowd. One piece, chosen here: the reader waits for the first byte.
+- ``UNKNOWN``: nobody knows yet whether there is a crowd. One of the first pieces, which the reader waits for; which,
+  the tracker chooses, so that those who start in the same moment begin with different ones.
 - ``ORDINARY``: there is nobody else. The tracker is a source like any other, and a fast one.
 
 The role follows from what is known at the moment, so it changes in the middle of a flight whenever that does.
@@ -17,7 +18,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from enum import Enum, auto
 
-from p2pregistry.pull.bits import Randrange, unpack
+from p2pregistry.pull.bits import Randrange, span, unpack
 from p2pregistry.pull.commands import Cancel, Command, Limits, Next, Request
 from p2pregistry.pull.pieces import Pieces, Readers, next_from
 from p2pregistry.pull.sources import Meter, Out, Pool, Source
@@ -144,7 +145,7 @@ class Asking:
         limits = self.limits
         if source.kind == "tracker":
             if role is not Role.ORDINARY:
-                return 1 - source.pieces_out if role is Role.UNKNOWN else 0
+                return 1 - source.pieces_out if role is Role.UNKNOWN and not self._lets_choose(role) else 0
             crowded = False
         least = limits.crowd_source if crowded else limits.least_source
         most = min(int(source.rate * limits.horizon), limits.per_source) // limits.piece
@@ -237,19 +238,28 @@ class Asking:
             self._far_open = near < _TOO_SLOW * far
             self._far_probe = near > 0.0 and far == 0.0
 
+    def _lets_choose(self, role: Role) -> bool:
+        return role is Role.CHOOSER or (role is Role.UNKNOWN and self.pieces.count > self.limits.window)
+
     def _ask_next(self, role: Role, now: float, commands: list[Command]) -> None:
         """Let the tracker choose a piece; where it has none to give and nobody else has either, ask outright."""
         tracker = self.pool.tracker
-        if role is not Role.CHOOSER or tracker is None or tracker.resume > now or tracker.out or self.next_out:
+        if tracker is None or tracker.resume > now or tracker.out or not self._lets_choose(role):
             return
         free = self.free
         if not free:
             return
-        if now < self.next_at:
-            if not self.flying and now - self.moved >= self.limits.starved:
+        if self.next_out is not None or now < self.next_at:
+            asked = (
+                self.moved if self.next_out is None else max(self.moved, self.next_out.started + self.limits.starved)
+            )
+            if not self.flying and now - asked >= self.limits.starved:
                 commands.append(self.request(tracker, self._pick(free), 1, now))
             return
         novel = self.pieces.nobodys(free)
+        if role is Role.UNKNOWN:
+            first = self.readers.first
+            novel &= span(first, first + self.limits.window)
         if not novel:
             return
         ask = Next(self._next_id, tracker.name, unpack(novel, self.pieces.count))
@@ -388,9 +398,12 @@ class Asking:
         expected = max(out.expected, self.latency) if self.crowded else out.expected
         return max(self.limits.late_floor, self.limits.late_factor * expected)
 
-    def silence(self) -> float:
-        """Seconds without a sign of life after which a request is given up."""
-        return self.limits.silence * (self.limits.crowd_silence if self.crowded else 1.0)
+    def silence(self, out: Out) -> float:
+        """Seconds without a byte after which a request is given up."""
+        limits = self.limits
+        if out.source is self.pool.tracker and out.heard == out.started:
+            return limits.queue  # it waits its turn, with those of a whole crowd
+        return limits.silence * (limits.crowd_silence if self.crowded else 1.0)
 
     def check(self) -> None:
         """See ``Plan.check``."""

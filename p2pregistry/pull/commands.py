@@ -37,6 +37,8 @@ class Limits:
     silence: float = 3.0
     #: in a crowd a request may rightly wait in its server's queue for this many times longer
     crowd_silence: float = 4.0
+    #: and the tracker's queue may be this long, in seconds
+    queue: float = 30.0
     #: a piece is late after this many times the expected time, and no sooner than ``late_floor``
     late_factor: float = 3.0
     late_floor: float = 0.4
@@ -56,7 +58,7 @@ class Limits:
     busy_patience: float = 2.0
     retry_patience: float = 0.8
     #: the same where all known sources are others who wait
-    crowd_patience: float = 10.0
+    crowd_patience: float = 30.0
     look_up_every: float = 2.0
     back_off: float = 0.5
     back_off_most: float = 30.0

@@ -184,6 +184,8 @@ class Plan:
             source = out.source
             asks.got(out, index)
             self._measure(out, length, now)
+            if not out.left and index != out.request.first + out.request.count - 1:
+                commands.append(Cancel(request))  # the rest of the run has come from elsewhere
         if asks.pieces.arrive(index):
             asks.moved, self._flowed = now, True
             for other in asks.others_with(index):
@@ -292,12 +294,11 @@ class Plan:
     def tick(self, now: float) -> list[Command]:
         """Time has passed: drop what is silent, mark what is late, look for more."""
         asks, commands = self._asks, list[Command]()
-        silence = asks.silence()
         late = False
         for out in list(asks.outs.values()):
             if out.request.id not in asks.outs:
                 continue  # its source has just been dropped
-            quiet = now - out.heard
+            quiet, silence = now - out.heard, asks.silence(out)
             # a server sends whole pieces in turn, so one request may rightly wait while another is served
             if (quiet > silence and now - out.source.alive > silence) or quiet > 5 * silence:
                 commands += self._silent(out, now)
@@ -305,7 +306,7 @@ class Plan:
                 out.late = late = True
         asks.some_late = late
         next_ = asks.next_out
-        if next_ is not None and now - next_.heard > 5 * silence:
+        if next_ is not None and now - next_.heard > self.limits.queue:
             commands += self._silent(next_, now)
         if now >= self._review_at:
             self._review_at = now + self.limits.review
@@ -317,6 +318,7 @@ class Plan:
         self._close(out.request.id)
         if out.source.resume <= now:
             commands += self._strike(out.source, "it fell silent", now)
+            out.source.silent = True
         return commands
 
     def wake_at(self, now: float) -> float | None:
@@ -324,14 +326,13 @@ class Plan:
         asks, limits = self._asks, self.limits
         if self._over or (not asks.outs and self.idle):
             return None
-        silence = asks.silence()
         least = asks.moved + limits.patience
         for out in asks.outs.values():
             at = out.started + asks.late_after(out)
             if out.late and at <= now:
                 at = out.started + limits.tracker_late
             if at <= now:
-                at = max(out.heard, out.source.alive) + silence
+                at = max(out.heard, out.source.alive) + asks.silence(out)
             least = min(least, at)
         for source in asks.pool.all.values():
             if source.resume > now:
@@ -393,8 +394,8 @@ class Plan:
 
     def _patience(self, now: float) -> float:
         """Seconds without progress after which a flight with nothing in flight gives up. Before the first byte a miss
-        is told at once, where sources are set back soon: for a busy one a little, for one that failed as long as one
-        more try takes. After it, somebody is reading: search on for a while."""
+        is told at once. Where sources are set back: for a busy one a little, for one that failed as long as one more
+        try takes, longer for a silent one, which may have a long queue. After it somebody is reading: search on."""
         limits, missing = self.limits, self._asks.missing
         if self._flowed:
             return limits.patience
@@ -403,7 +404,8 @@ class Plan:
         for source in self._asks.pool.all.values():
             if source.resume > now:
                 waiting = True
-                patience = max(patience, limits.busy_patience if source.strikes == 0 else limits.retry_patience)
+                least = limits.busy_patience if source.strikes == 0 else limits.retry_patience
+                patience = max(patience, limits.queue if source.silent else least)
             elif source.of(missing):
                 return limits.patience
             else:
@@ -439,6 +441,7 @@ class Plan:
 
     def _strike(self, source: Source, why: str, now: float) -> list[Command]:
         source.strikes += 1
+        source.silent = False
         self._why = f"{source.kind}: {why}"
         wait = min(self.limits.back_off * 2 ** (source.strikes - 1), self.limits.back_off_most)
         source.resume = now + wait

@@ -58,6 +58,8 @@ class Source:
     pieces_out: int = 0
     strikes: int = 0
     lies: int = 0
+    #: the last strike was for silence: it may be there yet
+    silent: bool = False
     resume: float = 0.0
     #: when anything was heard of it
     alive: float = 0.0

@@ -7,7 +7,7 @@ import random
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from p2pregistry.pull.commands import Cancel, Command, Drop, Finished, GiveUp, Limits, LookUp, Request
+from p2pregistry.pull.commands import Cancel, Command, Drop, Finished, GiveUp, Limits, LookUp, Next, Request
 from p2pregistry.pull.plan import Plan
 
 MIB = 1 << 20
@@ -24,12 +24,13 @@ def asks(commands: list[Command], source: str | None = None) -> list[Request]:
 def test_a_lone_tracker_is_asked_one_piece_while_nobody_knows_of_holders_and_freely_after() -> None:
     p = plan(100)
     assert p.begin(0.0) == [LookUp()]
-    first = asks(p.joined("tracker", "tracker", 0.0))
-    assert [(r.first, r.count) for r in first] == [(0, 1)]
+    (ask,) = p.joined("tracker", "tracker", 0.0)
+    assert isinstance(ask, Next), "it chooses, so that those who start together begin with different pieces"
+    assert p.chosen(ask.id, 0, 0.0) == []
     more = asks(p.looked_up(0.01))
     assert more, "with no holders the tracker is an ordinary source"
     # once its rate is known it gets runs of pieces
-    fast = asks(p.arrived(first[0].id, 0, MIB, 0.02))
+    fast = asks(p.arrived(ask.id, 0, MIB, 0.02))
     assert any(r.count > 1 for r in fast)
 
 

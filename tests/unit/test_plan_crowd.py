@@ -27,6 +27,13 @@ def nexts(commands: list[Command]) -> list[Next]:
     return [c for c in commands if isinstance(c, Next)]
 
 
+def alone(p: Plan) -> list[Request]:
+    """The look-up ends with nobody but the tracker: the requests that are out then."""
+    (ask,) = nexts(p.joined("tracker", "tracker", 0.0))
+    p.chosen(ask.id, 0, 0.0)
+    return [Request(ask.id, "tracker", 0, 1), *asks(p.looked_up(0.0))]
+
+
 def maps(count: int, *indexes: int) -> bytes:
     return bytes(i in indexes for i in range(count))
 
@@ -91,9 +98,7 @@ def test_a_tracker_that_has_never_anything_is_asked_outright_in_the_end() -> Non
 def test_where_nobody_else_is_the_tracker_is_an_ordinary_source_with_several_requests_out() -> None:
     p = plan(50)
     p.crowd(0, 0, 0.0)
-    commands = p.joined("tracker", "tracker", 0.0) + p.looked_up(0.0)
-    assert nexts(commands) == []
-    first = asks(commands)
+    first = alone(p)
     assert len(first) > 1
     now = 0.01
     for request in first:
@@ -104,7 +109,7 @@ def test_where_nobody_else_is_the_tracker_is_an_ordinary_source_with_several_req
 def test_a_crowd_that_turns_up_late_ends_the_ordinary_role_and_one_that_goes_brings_it_back() -> None:
     p = plan(50)
     p.crowd(0, 0, 0.0)
-    queue = asks(p.joined("tracker", "tracker", 0.0) + p.looked_up(0.0))
+    queue = alone(p)
     p.crowd(3, 0, 0.1)
     p.joined("a", "peer", 0.1, have=maps(50))
     commands: list[Command] = []
@@ -138,8 +143,15 @@ def test_a_crowd_of_which_nobody_can_be_reached_is_none() -> None:
 
 def test_before_anything_is_known_the_tracker_sends_a_little() -> None:
     p = plan(20)
-    assert len(asks(p.joined("tracker", "tracker", 0.0))) == 1
-    assert asks(p.tick(0.1)) == []
+    p.reader(1, 5, 0.0)
+    commands = p.joined("tracker", "tracker", 0.0)
+    (ask,) = nexts(commands)
+    assert asks(commands) == []
+    assert ask.wanted == maps(20, *range(5, 13)), "one of those that the reader waits for"
+    assert p.chosen(ask.id, 5, 0.05) == []
+    assert p.tick(0.1) == []
+    small = plan(3)
+    assert [(r.first, r.count) for r in asks(small.joined("tracker", "tracker", 0.0))] == [(0, 1)]
 
 
 def test_a_tracker_that_never_answers_a_question_costs_no_more_than_time() -> None:
@@ -147,9 +159,11 @@ def test_a_tracker_that_never_answers_a_question_costs_no_more_than_time() -> No
     p.crowd(5, 0, 0.0)
     p.joined("a", "peer", 0.0, have=maps(3))
     (ask,) = nexts(p.joined("tracker", "tracker", 0.0))
-    assert Cancel(ask.id) in p.tick(6.0)
-    assert p.nothing(ask.id, 1.0, 6.1) == []
-    assert nexts(p.tick(8.0))
+    assert asks(p.tick(6.0)) == [], "it may have a long queue"
+    assert asks(p.tick(11.0), "tracker"), "asked outright as well"
+    assert Cancel(ask.id) in p.tick(31.0)
+    assert p.nothing(ask.id, 1.0, 31.1) == []
+    p.check()
 
 
 # -- which piece ------------------------------------------------------------------------------------------------
@@ -357,6 +371,15 @@ def test_news_of_sources_that_are_not_known_is_no_error() -> None:
     p.heard(99, 0.3)
     assert p.chosen(99, 1, 0.3) == [Cancel(99)]
     p.check()
+
+
+def test_a_tracker_with_a_long_queue_is_not_given_up_before_the_first_byte() -> None:
+    p = plan(30)
+    (request, *_) = alone(p)
+    for second in range(1, 30):
+        assert not any(isinstance(c, Cancel | GiveUp) for c in p.tick(float(second)))
+    p.arrived(request.id, request.first, MIB, 30.0)
+    assert "tracker" in p._asks.pool.all
 
 
 def test_a_crowded_server_is_given_time() -> None:
