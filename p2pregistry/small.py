@@ -68,7 +68,7 @@ class SmallFlight:
         """From nothing to a committed blob. Errors go to the readers, not to the service."""
         service = self._service
         try:
-            with service.shelf.pin(self.ref.digest):
+            async with service.shelf.room(self.ref.digest, self.ref.size):
                 with service.finder.follow(self.ref, self):
                     self._data = await self._fetch()
                 if self._data is None:

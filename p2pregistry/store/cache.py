@@ -22,6 +22,11 @@ from p2pregistry.errors import NotFound, StorageFull
 from p2pregistry.store.base import Blob, BlobStore
 from p2pregistry.store.index import Index
 
+#: Seconds for which a measure of the free space is used again, and the bytes there must be beyond the limits for that:
+#: more than is written in that time.
+FREE_AGE = 1.0
+PLENTY = 8 << 30
+
 
 def choose_evictions(
     entries: Iterable[tuple[Digest, int, float]],
@@ -109,6 +114,7 @@ class Cache:
         self._users: Counter[Digest] = Counter()
         self._coming: dict[Digest, int] = {}
         self._evicting = trio.Lock()
+        self._measured = (0, -FREE_AGE)
 
     @property
     def coming(self) -> int:
@@ -187,12 +193,23 @@ class Cache:
             await self._store.delete(digest)
         return True
 
+    async def _free(self) -> int:
+        """Bytes free on the file system. Where there was plenty a moment ago it is not asked again for each small blob."""
+        assert self._min_free is not None
+        now = trio.current_time()
+        free, at = self._measured
+        if now - at < FREE_AGE and free - self.coming > 2 * self._min_free + PLENTY:
+            return free
+        free = await self._store.free_bytes()
+        self._measured = (free, now)
+        return free
+
     async def _evict(self) -> int:
         """Remove what has to go; bytes that are still too many (0: the limits hold)."""
         async with self._evicting:
             while True:
                 total = self._index.total() + self.coming
-                free = await self._store.free_bytes() - self.coming if self._min_free is not None else 0
+                free = await self._free() - self.coming if self._min_free is not None else 0
                 over = max(
                     0 if self._max_bytes is None else total - self._max_bytes,
                     0 if self._min_free is None else self._min_free - free,
