@@ -146,6 +146,8 @@ class Asking:
         if source.kind == "tracker":
             if role is not Role.ORDINARY:
                 return 1 - source.pieces_out if role is Role.UNKNOWN and not self._lets_choose(role) else 0
+            if not source.rate:
+                return 2 * limits.run - source.pieces_out  # one run on the line and one behind it
             crowded = False
         least = limits.crowd_source if crowded else limits.least_source
         most = min(int(source.rate * limits.horizon), limits.per_source) // limits.piece
@@ -158,6 +160,8 @@ class Asking:
         do, so that while there was room before there is no need to try the others again."""
         commands: list[Command] = []
         role = self.role(now)
+        if role is Role.CHOOSER:
+            self._hand_back(commands)
         free = self.free
         if free:
             most = self._most()
@@ -172,6 +176,15 @@ class Asking:
         if self.flying and (self.some_late or not self.free):
             self._hedge_all(role, now, commands)
         return commands
+
+    def _hand_back(self, commands: list[Command]) -> None:
+        """A crowd has turned up: what the tracker was asked for and has not begun to send is its own choice now."""
+        tracker = self.pool.tracker
+        if tracker is not None and len(tracker.out) > 1:
+            for out in list(tracker.out.values())[1:]:
+                if out.heard == out.started:
+                    self.end(out)
+                    commands.append(Cancel(out.request.id))
 
     def _ask_all(self, role: Role, most: int, now: float, commands: list[Command]) -> None:
         pool = self.pool
@@ -200,7 +213,9 @@ class Asking:
             return False
         index = self._pick(bits)
         count = 1
-        if source.rate >= self.limits.fast:
+        if source.rate >= self.limits.fast or (
+            source is self.pool.tracker and not source.rate and role is Role.ORDINARY
+        ):
             room = min(room, self.limits.run)
             while count < room and bits >> (index + count) & 1:
                 count += 1

@@ -108,15 +108,14 @@ def test_where_nobody_else_is_the_tracker_is_an_ordinary_source_with_several_req
 
 def test_a_crowd_that_turns_up_late_ends_the_ordinary_role_and_one_that_goes_brings_it_back() -> None:
     p = plan(50)
-    p.crowd(0, 0, 0.0)
-    queue = alone(p)
-    p.crowd(3, 0, 0.1)
-    p.joined("a", "peer", 0.1, have=maps(50))
-    commands: list[Command] = []
-    for request in queue:
-        commands += p.arrived(request.id, request.first, MIB, 0.2)
+    first, *others = alone(p)
+    assert others
+    commands = p.crowd(3, 0, 0.1)
+    assert [c.id for c in commands if isinstance(c, Cancel)] == [r.id for r in others], "it is the tracker's choice now"
+    commands = p.joined("a", "peer", 0.1, have=maps(50)) + p.arrived(first.id, first.first, MIB, 0.2)
     assert asks(commands, "tracker") == []
     (ask,) = nexts(commands)
+    p.check()
     p.left("a", 0.3)
     assert asks(p.crowd(0, 0, 0.3), "tracker"), "alone again"
     p.nothing(ask.id, 9.0, 0.3)
@@ -409,3 +408,11 @@ def test_a_crowd_without_any_source_gives_up_in_the_end() -> None:
     p.looked_up(0.0)
     assert not any(isinstance(c, GiveUp) for c in p.tick(5.0) + p.looked_up(5.1))
     assert any(isinstance(c, GiveUp) for c in p.looked_up(11.0) + p.tick(11.0))
+
+
+def test_a_lone_node_fills_the_line_before_it_knows_how_fast_it_is() -> None:
+    p = plan(100)
+    p.crowd(0, 0, 0.0)
+    out = alone(p)
+    assert [request.count for request in out[1:]] == [4, 3], "with the piece the tracker chose, two runs"
+    assert {i for request in out for i in range(request.first, request.first + request.count)} == set(range(8))
