@@ -95,6 +95,41 @@ def _connect(url: str) -> tuple[http.client.HTTPConnection, str]:
     return http.client.HTTPConnection(str(parts.hostname), parts.port, timeout=TIMEOUT), parts.path
 
 
+def drain(url: str, blobs: dict[str, int], connections: int, seconds: float, chunk: int) -> Answer:
+    """What many peers do at once: each connection asks for ranges of ``chunk`` bytes of the blobs (digest: size), one
+    after the other and from the start again, and reads what comes. Answers how often which status came, and bytes.
+    """
+    statuses: dict[str, int] = {}
+    got = 0
+    lock = threading.Lock()
+    until = time.monotonic() + seconds
+    ranges = [(digest, start) for digest, size in blobs.items() for start in range(0, size, chunk)]
+
+    def one(number: int) -> None:
+        nonlocal got
+        at = number * len(ranges) // connections
+        connection, _ = _connect(url)
+        buffer = memoryview(bytearray(CHUNK))
+        try:
+            while time.monotonic() < until:
+                digest, start = ranges[at % len(ranges)]
+                at += 1
+                asked = {"Range": f"bytes={start}-{start + chunk - 1}"}
+                connection.request("GET", f"/p2p/v1/blobs/{digest}", headers=asked)
+                answer, count = connection.getresponse(), 0
+                while more := answer.readinto(buffer):
+                    count += more
+                with lock:
+                    statuses[str(answer.status)] = statuses.get(str(answer.status), 0) + 1
+                    got += count
+        finally:
+            connection.close()
+
+    with ThreadPoolExecutor(connections) as pool:
+        list(pool.map(one, range(connections)))
+    return {"statuses": statuses, "bytes": got}
+
+
 def push(layout: str, tag: str, url: str, username: str, password: str) -> Answer:
     """Push the image of an image layout."""
     import httpx  # only where something is pushed
@@ -155,6 +190,7 @@ def sink(host: str, port: int, size: int) -> Answer:
 COMMANDS: dict[str, Callable[..., Answer]] = {
     "pull": pull,
     "push": push,
+    "drain": drain,
     "metrics": metrics,
     "source": source,
     "sink": sink,

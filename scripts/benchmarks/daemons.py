@@ -95,6 +95,30 @@ class Daemons:
         self.stop(self._started)
 
 
+def tracker_settings(folder: Path, address: str) -> dict[str, dict[str, object]]:
+    """Of a tracker that is reached at ``address`` on the usual ports. Its password is written to a file."""
+    password = folder / "password"
+    password.write_text("password\n")
+    return {
+        "tracker": {"data_dir": str(folder / "tracker"), "insecure": True, "log_format": "console"},
+        "registry": {"host": [address], "port": 5050},
+        "peer": {"host": address, "port": 5051},
+        "libp2p": {"host": address, "port": 5052},
+        "metrics": {"host": "127.0.0.1", "port": 5053},
+        "auth": {"username": "bench", "password_file": str(password)},
+    }
+
+
+def node_settings(data: Path, tracker: Daemon, *, zone: str = "") -> dict[str, dict[str, object]]:
+    """Of a node with an empty directory and the usual ports."""
+    return {
+        "node": {"data_dir": str(data), "zone": zone, "log_format": "console"},
+        "pull": {"host": ["127.0.0.1"], "port": 5000},
+        "tracker": {"url": tracker.facts["peer_url"], "root_key": tracker.facts["root_key"]},
+        "cache": {"min_free": 0},
+    }
+
+
 @contextmanager
 def daemons(folder: Path) -> Iterator[Daemons]:
     """The tracker is started first; all are stopped at the end of the block."""

@@ -121,6 +121,17 @@ def network(folder: Path, links: Sequence[Link], *, delay_ms: float = 0.0) -> It
         yield machines
 
 
+def plain_rate(sender: Machine, receiver: Machine) -> float:
+    """What a plain download gets over two links, Mbit/s of payload. Raises BenchError if that is not what was asked."""
+    wanted = min(sender.link.rate, receiver.link.rate)
+    size = int(wanted * 1e6 / 8 * 1.5)
+    port = sender.agent.ask("source", size=size)["port"]
+    rate = float(receiver.agent.ask("sink", host=sender.address, port=port, size=size)["rate"]) * 8 / 1e6
+    if not 0.85 * wanted < rate < 1.05 * wanted:
+        raise BenchError(f"{sender.name} to {receiver.name}: {rate:.1f} Mbit/s on links that are shaped to {wanted:g}")
+    return rate
+
+
 def check() -> None:
     """Raises BenchError that says why namespaces cannot be made here."""
     if os.geteuid() != 0:

@@ -10,7 +10,7 @@ import subprocess
 import sys
 import time
 import tomllib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -43,7 +43,7 @@ REGISTRY = """\
 version: 0.1
 log: {{level: error, accesslog: {{disabled: true}}}}
 storage: {{filesystem: {{rootdirectory: {folder}/registry}}, cache: {{blobdescriptor: inmemory}}}}
-http: {{addr: "127.0.0.1:{port}"}}
+http: {{addr: "{host}:{port}"}}
 """
 
 
@@ -56,6 +56,7 @@ class Node:
     """A node that runs. ``url`` is that of its pull API."""
 
     url: str
+    peer_url: str
     metrics_url: str
     pid: int
 
@@ -116,7 +117,7 @@ def fresh_node(swarm_: Swarm, folder: Path) -> Iterator[Node]:
 
 
 def _node(said: Mapping[str, Any]) -> Node:
-    return Node(said["url"], said["metrics_url"], int(said["pid"]))
+    return Node(said["url"], said["peer_url"], said["metrics_url"], int(said["pid"]))
 
 
 @contextmanager
@@ -134,16 +135,25 @@ def nginx(folder: Path, root: Path) -> Iterator[str]:
 
 
 @contextmanager
-def docker_registry(folder: Path) -> Iterator[str]:
-    """Debian's docker-registry on an empty directory, descriptors cached in memory; its URL."""
+def docker_registry(
+    folder: Path, host: str = "127.0.0.1", inside: Callable[[list[str]], list[str]] | None = None
+) -> Iterator[str]:
+    """Debian's docker-registry on an empty directory, descriptors cached in memory; its URL.
+
+    ``inside`` makes of a command one that runs on another machine of ours, whose address is ``host``.
+    """
     program = _needed("docker-registry")
     folder.mkdir()
     port = _free_port()
     config = folder / "config.yml"
-    config.write_text(REGISTRY.format(folder=folder, port=port))
-    with (folder / "log").open("wb") as log, running([program, "serve", str(config)], log) as process:
-        _wait_for(process, port, folder / "log")
-        yield f"http://127.0.0.1:{port}"
+    config.write_text(REGISTRY.format(folder=folder, host=host, port=port))
+    command = [program, "serve", str(config)]
+    with (folder / "log").open("wb") as log, running(inside(command) if inside else command, log) as process:
+        if inside is None:
+            _wait_for(process, port, folder / "log")
+        else:
+            time.sleep(2)  # its port cannot be seen from here; it takes a tenth of that
+        yield f"http://{host}:{port}"
 
 
 def _needed(program: str) -> str:

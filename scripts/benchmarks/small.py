@@ -15,9 +15,10 @@ from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from daemons import daemons, node_settings, tracker_settings
 from measure import MB, say
-from network import Agent, local_agent
-from processes import BenchError, Swarm, docker_registry, swarm
+from network import Agent, Link, local_agent, network, plain_rate
+from processes import BenchError, docker_registry, swarm
 from report import Report
 
 from p2pregistry.demo import REPOSITORY
@@ -56,6 +57,23 @@ class Samples:
 def arguments(parser: argparse.ArgumentParser) -> None:
     """What can be chosen."""
     parser.add_argument("--kind", type=int, choices=range(len(KINDS)), help="only one of the kinds of image")
+    parser.add_argument(
+        "--rate",
+        type=float,
+        metavar="MBIT",
+        help="tracker and node on machines of their own, with links of this rate (needs root); else all on loopback",
+    )
+    parser.add_argument("--delay", type=float, default=0.0, metavar="MS", help="with --rate: added to each way")
+
+
+@dataclass(frozen=True, slots=True)
+class Places:
+    """Where the image can be pulled from, by name; the client that pulls, and the one that pushes."""
+
+    urls: dict[str, str]
+    client: Agent
+    pusher: Agent
+    account: dict[str, str]
 
 
 def run(args: argparse.Namespace, report: Report) -> None:
@@ -65,36 +83,61 @@ def run(args: argparse.Namespace, report: Report) -> None:
     with tempfile.TemporaryDirectory(prefix="p2pregistry-bench-") as name, ExitStack() as stack:
         folder = Path(name)
         say("starting the tracker and a node")
-        swarmed = stack.enter_context(swarm(folder / "data"))
-        places = {"node": swarmed.node.url, "tracker": str(swarmed.tracker["url"])}
-        try:
-            places["docker-registry"] = stack.enter_context(docker_registry(folder / "docker-registry"))
-        except BenchError as err:
-            report.skipped["docker-registry"] = str(err)
-        client = stack.enter_context(local_agent(folder))
+        if args.rate is None:
+            places = _loopback(stack, folder, report)
+        else:
+            places = _machines(stack, folder, report, args.rate, args.delay)
         say(f"pushing {runs + 1} images of each kind")
         for kind in kinds:
-            _push(client, folder, kind, runs + 1, swarmed, places)
-        found = {kind: {place: Samples() for place in places} for kind in kinds}
-        for turn in range(-1, runs):  # the first round is not counted: code paths run once
+            _push(places, folder, kind, runs + 1)
+        found = {kind: {place: Samples() for place in places.urls} for kind in kinds}
+        for turn in range(-1, runs):
             for kind in kinds:
-                _round(client, kind, turn, places, found[kind])
-            if turn < 0:
-                found = {kind: {place: Samples() for place in places} for kind in kinds}
+                _round(places, kind, turn, found[kind])
         for kind, samples in found.items():
             _report(report, kind, samples)
 
 
-def _push(client: Agent, folder: Path, kind: Kind, count: int, swarmed: Swarm, places: dict[str, str]) -> None:
+def _loopback(stack: ExitStack, folder: Path, report: Report) -> Places:
+    """Everything on this machine, as ``p2pregistry up`` starts it."""
+    swarmed = stack.enter_context(swarm(folder / "data"))
+    urls = {"node": swarmed.node.url, "tracker": str(swarmed.tracker["url"])}
+    try:
+        urls["docker-registry"] = stack.enter_context(docker_registry(folder / "docker-registry"))
+    except BenchError as err:
+        report.skipped["docker-registry"] = str(err)
+    client = stack.enter_context(local_agent(folder))
+    return Places(urls, client, client, {key: swarmed.tracker[key] for key in ("username", "password")})
+
+
+def _machines(stack: ExitStack, folder: Path, report: Report, rate: float, delay: float) -> Places:
+    """The tracker and docker-registry on one machine, the node and the client on another."""
+    there, here = stack.enter_context(network(folder, [Link(rate), Link(rate)], delay_ms=delay))
+    report.machine["link_mbit"], report.machine["delay_ms"] = rate, delay
+    report.machine["link_measured_mbit"] = round(plain_rate(there, here), 1)
+    started = stack.enter_context(daemons(folder))
+    tracker = started.start("tracker", "tracker", tracker_settings(folder, there.address), there.command, ())
+    tracker.wait()
+    node = started.start("node", "node", node_settings(folder / "node", tracker), here.command, ())
+    node.wait()
+    urls = {"node": str(node.facts["url"]), "tracker": str(tracker.facts["url"])}
+    try:
+        other = docker_registry(folder / "docker-registry", there.address, there.command)
+        urls["docker-registry"] = stack.enter_context(other)
+    except BenchError as err:
+        report.skipped["docker-registry"] = str(err)
+    return Places(urls, here.agent, there.agent, {key: tracker.facts[key] for key in ("username", "password")})
+
+
+def _push(places: Places, folder: Path, kind: Kind, count: int) -> None:
     layout = folder / "image"
     for number in range(-1, count - 1):
         tag = _tag(kind, number)
         make_image(Layout(layout), layers=kind.layers, layer_bytes=kind.layer_bytes, seed=f"{tag}/{time.time_ns()}")
-        for place, url in places.items():
+        for place, url in places.urls.items():
             if place != "node":
-                account = swarmed.tracker if place == "tracker" else {"username": "", "password": ""}
-                names = {key: account[key] for key in ("username", "password")}
-                client.ask("push", layout=str(layout), tag=tag, url=url, **names)
+                account = places.account if place == "tracker" else {"username": "", "password": ""}
+                places.pusher.ask("push", layout=str(layout), tag=tag, url=url, **account)
         shutil.rmtree(layout)
 
 
@@ -102,15 +145,19 @@ def _tag(kind: Kind, number: int) -> str:
     return f"{kind.layers}-{kind.layer_bytes}-{number + 1}"
 
 
-def _round(client: Agent, kind: Kind, turn: int, places: dict[str, str], found: dict[str, Samples]) -> None:
-    order = list(places) if turn % 2 else list(reversed(places))  # nobody is always the first to read the files
+def _round(places: Places, kind: Kind, turn: int, found: dict[str, Samples]) -> None:
+    """Everybody in turn. The round before the first is not counted: code paths run once."""
+    order = list(places.urls)
+    if turn % 2:
+        order.reverse()  # nobody is always the first to read the files
     for place in order:
         os.sync()  # what was written before is not to be paid for now
-        pulled = client.ask(
-            "pull", base=places[place], repository=REPOSITORY, tag=_tag(kind, turn), parallel=PARALLEL, at=0.0
+        pulled = places.client.ask(
+            "pull", base=places.urls[place], repository=REPOSITORY, tag=_tag(kind, turn), parallel=PARALLEL, at=0.0
         )
-        found[place].seconds.append(pulled["seconds"])
-        found[place].first.append(pulled["first_byte"] * 1000)
+        if turn >= 0:
+            found[place].seconds.append(pulled["seconds"])
+            found[place].first.append(pulled["first_byte"] * 1000)
         time.sleep(PAUSE)
     if turn >= 0:
         last = ", ".join(f"{place} {samples.seconds[-1] * 1000:.0f} ms" for place, samples in found.items())

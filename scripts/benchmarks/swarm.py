@@ -6,6 +6,7 @@ Each machine is a network namespace. In the same run the same machines download 
 from __future__ import annotations
 
 import argparse
+import fcntl
 import itertools
 import os
 import shutil
@@ -19,9 +20,9 @@ from typing import Any
 
 import measure
 import usage
-from daemons import Daemon, Daemons, daemons
+from daemons import Daemon, Daemons, daemons, node_settings, tracker_settings
 from measure import MB, say
-from network import Link, Machine, check, network
+from network import Link, Machine, check, network, plain_rate
 from processes import BenchError
 from report import Report
 
@@ -31,6 +32,7 @@ from p2pregistry.testing.images import MIB, Layout, make_image
 PARALLEL = 3  # blobs at once, as container engines do
 HEAD_START = 1.0  # seconds in which every client learns when to begin
 BUSY = 0.9  # the part of the processors' time beyond which they, and not the links, are what was measured
+PREFIX, LOCK = "p2pregistry-swarm-", "lock"  # of the directory of a run
 DIRECT_SECONDS = 40.0  # how long the direct downloads may take by their bound, unless all of the image is asked for
 
 
@@ -203,7 +205,7 @@ def run(args: argparse.Namespace, report: Report) -> None:
     with _folder(plan, args.keep) as folder, ExitStack() as stack:
         say(f"making {plan.nodes + 1} machines; data in {folder}")
         machines = stack.enter_context(network(folder, plan.links, delay_ms=plan.delay))
-        report.machine["links_measured_mbit"] = _measured(plan, machines)
+        report.machine["links_measured_mbit"] = _measured(machines)
         started = stack.enter_context(daemons(folder))
         bench = Bench(plan, folder, machines, started, _tracker(started, plan, folder, machines[0]))
         swarmed, direct = [], []
@@ -226,7 +228,10 @@ def _folder(plan: Plan, keep: str | None) -> Iterator[Path]:
     fits = shared.is_dir() and min(shutil.disk_usage(shared).free, usage.memory_free()) > need
     if not fits:
         say(f"{need / 1e9:.0f} GB do not fit in memory: the nodes share a disk, which may be what is measured")
-    with tempfile.TemporaryDirectory(prefix="p2pregistry-bench-", dir=shared if fits else None) as name:
+    parent = shared if fits else Path(tempfile.gettempdir())
+    _clear(parent)
+    with tempfile.TemporaryDirectory(prefix=PREFIX, dir=parent) as name, (Path(name) / LOCK).open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
         try:
             yield Path(name)
         finally:
@@ -236,36 +241,29 @@ def _folder(plan: Plan, keep: str | None) -> Iterator[Path]:
                     shutil.copy(path, keep)
 
 
-def _measured(plan: Plan, machines: Sequence[Machine]) -> dict[str, float]:
-    """What a plain download gets over the links, Mbit/s of payload. Raises BenchError if that is not what was asked."""
+def _clear(parent: Path) -> None:
+    """Remove what runs that were killed have left: memory that is full of old images is memory that is missing."""
+    for folder in parent.glob(f"{PREFIX}*"):
+        try:
+            with (folder / LOCK).open("r+") as lock:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                shutil.rmtree(folder)
+        except OSError:
+            continue  # it is in use, or another run removes it
 
-    def between(sender: Machine, receiver: Machine) -> float:
-        size = int(min(sender.link.rate, receiver.link.rate) * 1e6 / 8 * 1.5)
-        port = sender.agent.ask("source", size=size)["port"]
-        return float(receiver.agent.ask("sink", host=sender.address, port=port, size=size)["rate"]) * 8 / 1e6
 
-    found = {"tracker to node": between(machines[0], machines[1])}
+def _measured(machines: Sequence[Machine]) -> dict[str, float]:
+    """What a plain download gets over the links, Mbit/s of payload."""
+    found = {"tracker to node": plain_rate(machines[0], machines[1])}
     if len(machines) > 2:
-        found["node to node"] = between(machines[1], machines[2])
-    for name, rate in found.items():
-        wanted = min(plan.tracker_up, plan.up) if name == "tracker to node" else plan.up
-        say(f"link, {name}: {rate:.1f} Mbit/s of payload (shaped to {wanted:g})")
-        if not 0.85 * wanted < rate < 1.05 * wanted:
-            raise BenchError(f"the link {name} carries {rate:.1f} Mbit/s, and is shaped to {wanted:g}")
+        found["node to node"] = plain_rate(machines[1], machines[2])
+    say("links, Mbit/s of payload: " + ", ".join(f"{name} {rate:.1f}" for name, rate in found.items()))
     return {name: round(rate, 2) for name, rate in found.items()}
 
 
 def _tracker(started: Daemons, plan: Plan, folder: Path, machine: Machine) -> Daemon:
     say("starting the tracker")
-    (folder / "password").write_text("password\n")
-    settings = {
-        "tracker": {"data_dir": str(folder / "tracker"), "insecure": True, "log_format": "console"},
-        "registry": {"host": [machine.address], "port": 5050},
-        "peer": {"host": machine.address, "port": 5051},
-        "libp2p": {"host": machine.address, "port": 5052},
-        "metrics": {"host": "127.0.0.1", "port": 5053},
-        "auth": {"username": "bench", "password_file": str(folder / "password")},
-    }
+    settings = tracker_settings(folder, machine.address)
     tracker = started.start("tracker", "tracker", settings, machine.command, plan.tracker_sets)
     tracker.wait()
     return tracker
@@ -314,13 +312,7 @@ def _name(machine: Machine) -> str:
 
 
 def _node(bench: Bench, machine: Machine, turn: int) -> Daemon:
-    data = bench.folder / f"{_name(machine)}-{turn}"
-    settings = {
-        "node": {"data_dir": str(data), "zone": machine.link.zone, "log_format": "console"},
-        "pull": {"host": ["127.0.0.1"], "port": 5000},
-        "tracker": {"url": bench.tracker.facts["peer_url"], "root_key": bench.tracker.facts["root_key"]},
-        "cache": {"min_free": 0},
-    }
+    settings = node_settings(bench.folder / f"{_name(machine)}-{turn}", bench.tracker, zone=machine.link.zone)
     return bench.daemons.start("node", _name(machine), settings, machine.command, bench.plan.sets)
 
 
