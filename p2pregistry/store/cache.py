@@ -194,7 +194,7 @@ class Cache:
         return True
 
     async def _free(self) -> int:
-        """Bytes free on the file system. Where there was plenty a moment ago it is not asked again for each small blob."""
+        """Bytes free on the file system. Where there was plenty a moment ago it is not asked for each small blob."""
         assert self._min_free is not None
         now = trio.current_time()
         free, at = self._measured
