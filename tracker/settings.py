@@ -45,7 +45,7 @@ class Registry(Section, frozen=True):
 class Peer(Section, frozen=True):
     host: Annotated[str, Setting("Address the peer API listens on.")] = "127.0.0.1"
     port: Annotated[Port, Setting("Port of the peer API; 0 takes any free one.")] = 5051
-    max_uploads: Annotated[Positive, Setting("How many transfers to nodes run at once; others wait their turn.")] = 16
+    max_uploads: Annotated[Positive, Setting("How many transfers to nodes run at once; others wait their turn.")] = 4
     queue: Annotated[Size, Setting("How many transfers may wait; nodes beyond that are told to come back later.")] = 512
 
 
