@@ -7,8 +7,9 @@ import dataclasses
 import json
 import time
 
-from p2pregistry.pull.commands import Limits
 from swarm import Model, Swarm
+
+from p2pregistry.pull.commands import Limits
 
 
 def measure(model: Model) -> dict[str, float]:
