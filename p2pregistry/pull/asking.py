@@ -91,7 +91,7 @@ class Asking:
         #: other nodes that want the blob, and that hold all of it, as far as anybody told
         self.wanting = self.holding = 0
         self.crowd_since: float | None = None
-        #: a look-up has ended, and none is under way
+        #: a look-up has ended, or the tracker has said who else there is
         self.known = False
         self.moved = now
         self._far_open = False

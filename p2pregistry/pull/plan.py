@@ -159,8 +159,10 @@ class Plan:
         return self._go(now)
 
     def crowd(self, wanting: int, holding: int, now: float) -> list[Command]:
-        """How many other nodes want this blob, and how many hold all of it."""
+        """How many other nodes want this blob, and how many hold all of it. Where the tracker says that there are none
+        nothing is gained by waiting for a look-up to end."""
         asks = self._asks
+        asks.known = True
         if asks.crowd_since is None or (wanting, holding) != (asks.wanting, asks.holding):
             asks.crowd_since = now
         asks.wanting, asks.holding = wanting, holding

@@ -28,8 +28,11 @@ def nexts(commands: list[Command]) -> list[Next]:
 
 
 def alone(p: Plan) -> list[Request]:
-    """The look-up ends with nobody but the tracker: the requests that are out then."""
-    (ask,) = nexts(p.joined("tracker", "tracker", 0.0))
+    """There is nobody but the tracker, as it says itself or as the look-up ends: the requests that are out then."""
+    commands = p.joined("tracker", "tracker", 0.0)
+    if not nexts(commands):
+        return asks(commands)
+    (ask,) = nexts(commands)
     p.chosen(ask.id, 0, 0.0)
     return [Request(ask.id, "tracker", 0, 1), *asks(p.looked_up(0.0))]
 
@@ -411,8 +414,9 @@ def test_a_crowd_without_any_source_gives_up_in_the_end() -> None:
 
 
 def test_a_lone_node_fills_the_line_before_it_knows_how_fast_it_is() -> None:
-    p = plan(100)
-    p.crowd(0, 0, 0.0)
-    out = alone(p)
+    told, found = plan(100), plan(100)
+    told.crowd(0, 0, 0.0)
+    assert [request.count for request in alone(told)] == [4, 4], "the tracker says so: two runs at once"
+    out = alone(found)
     assert [request.count for request in out[1:]] == [4, 3], "with the piece the tracker chose, two runs"
     assert {i for request in out for i in range(request.first, request.first + request.count)} == set(range(8))
