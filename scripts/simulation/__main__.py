@@ -6,13 +6,15 @@ import argparse
 import dataclasses
 import json
 import time
+from pathlib import Path
 
+from plot import lines
 from swarm import Model, Swarm
 
 from p2pregistry.pull.commands import Limits
 
 
-def measure(model: Model) -> dict[str, float]:
+def measure(model: Model) -> tuple[Swarm, dict[str, float]]:
     """One run as numbers: seconds, ratios to the bound, shares of the image."""
     began = time.process_time()
     swarm = Swarm(model).run()
@@ -40,7 +42,23 @@ def measure(model: Model) -> dict[str, float]:
                 found[f"{name}_{label}"] = value
                 if name == "time":
                     found[f"ratio_{label}"] = value / model.bound
-    return found
+    return swarm, found
+
+
+def plot_curves(swarm: Swarm, file: Path) -> None:
+    """How many nodes had everything, over time."""
+    times = sorted(node.finished - node.begun for node in swarm.nodes.values() if node.finished >= 0)
+    points = [(0.0, 0.0), *((at, 100.0 * (n + 1) / len(swarm.nodes)) for n, at in enumerate(times))]
+    bound = [(swarm.model.bound, 0.0), (swarm.model.bound, 100.0)]
+    name = f"{swarm.model.nodes} nodes"
+    file.write_text(lines("Nodes that have the image", "seconds", "% of nodes", {name: points, "bound": bound}))
+
+
+def plot_tracker(model: Model, sizes: list[int], file: Path) -> None:
+    """What the tracker sends, over the number of nodes."""
+    found = [measure(dataclasses.replace(model, nodes=nodes))[1] for nodes in sizes]
+    points = [(run["nodes"], run["tracker_images"]) for run in found]
+    file.write_text(lines("What the tracker sends", "nodes", "images", {"tracker": points}))
 
 
 def main() -> None:
@@ -51,13 +69,23 @@ def main() -> None:
             parser.add_argument(f"--{option.name.replace('_', '-')}", type=kind, default=option.default)
     parser.add_argument("--limit", action="append", default=[], metavar="NAME=VALUE", help="one of the plan's numbers")
     parser.add_argument("--json", action="store_true")
+    parser.add_argument("--plot", type=Path, metavar="FILE", help="completion curve, SVG")
+    parser.add_argument("--plot-tracker", type=Path, metavar="FILE", help="bytes of the tracker against --sizes, SVG")
+    parser.add_argument("--sizes", default="5,10,20,50,100", help="numbers of nodes for --plot-tracker")
     given = vars(parser.parse_args())
     limits, as_json = Limits(), given.pop("json")
     for text in given.pop("limit"):
         name, _, value = text.partition("=")
         kind = type(getattr(limits, name))
         limits = dataclasses.replace(limits, **{name: kind(value)})
-    found = measure(Model(**given, limits=limits))
+    plot, against, sizes = given.pop("plot"), given.pop("plot_tracker"), given.pop("sizes")
+    model = Model(**given, limits=limits)
+    if against is not None:
+        plot_tracker(model, [int(size) for size in sizes.split(",")], against)
+        return
+    swarm, found = measure(model)
+    if plot is not None:
+        plot_curves(swarm, plot)
     if as_json:
         print(json.dumps(found))
     else:
