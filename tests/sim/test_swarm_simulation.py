@@ -9,7 +9,7 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "scripts" / "simulation"))
 
-from swarm import Model, Swarm  # noqa: E402  # pyright: ignore[reportMissingImports]
+from swarm import Model, Swarm  # pyright: ignore[reportMissingImports]
 
 
 def ratio(swarm: Swarm) -> float:
