@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import argparse
 import importlib
-import importlib.util
 import os
 import signal
 import sys
@@ -33,20 +32,21 @@ BENCHES = {
 def main() -> int:
     parser = argparse.ArgumentParser(prog="scripts/bench", description=__doc__)
     commands = parser.add_subparsers(dest="bench", required=True, metavar="BENCH")
-    modules = {}
+    asked = next((word for word in sys.argv[1:] if word in BENCHES), None)
+    bench = None
     for name, (module, text) in BENCHES.items():
-        if importlib.util.find_spec(module) is None:
-            continue
         command = commands.add_parser(name, help=text, description=text)
         command.add_argument("--json", action="store_true", help="print one JSON object")
         command.add_argument("--runs", type=int, help="rounds")
-        modules[name] = importlib.import_module(module)
-        modules[name].arguments(command)
+        if name == asked:  # only what is needed: some load heavy libraries
+            bench = importlib.import_module(module)
+            bench.arguments(command)
     args = parser.parse_args()
+    assert bench is not None  # argparse accepts nothing else
     report = Report(args.bench, measure.machine())
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # what was started is stopped then, too
     try:
-        modules[args.bench].run(args, report)
+        bench.run(args, report)
     except BenchError as err:
         say(f"scripts/bench: {err}")
         return 1
