@@ -24,6 +24,11 @@ class DhtProcess:
         self.addrs: list[str] = []
 
     @property
+    def pid(self) -> int:
+        """Of the process."""
+        return self._process.pid
+
+    @property
     def peer_id(self) -> str:
         """In base58."""
         return self.addrs[0].rpartition("/")[2]

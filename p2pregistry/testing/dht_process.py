@@ -2,7 +2,11 @@
 
 Commands come in on stdin and answers go out on stdout, one JSON value a line. The first line out is the node's
 addresses. Commands: ``["hold", first, count]`` (the digests of the numbers from ``first``), ``["drop", first, count]``,
-``["find", number, limit]``, ``["state"]``, ``["provided"]``, ``["cpu"]``.
+``["find", number, limit]``, ``["state"]``, ``["provided"]``, ``["cpu"]``, ``["forget"]`` (the records kept for others),
+``["keepers", first, count]`` (how many of this process's nodes keep a record of each number).
+
+``["add", count]`` starts further nodes in the same process and says their addresses; ``["at", place, ...]`` is a
+command for one of them, the first being 0.
 """
 
 from __future__ import annotations
@@ -11,6 +15,8 @@ import json
 import os
 import sys
 import time
+from collections.abc import Sequence
+from contextlib import AsyncExitStack
 from pathlib import Path
 
 import trio
@@ -20,6 +26,8 @@ from p2pregistry.routing.base import Peer
 from p2pregistry.routing.dht import DhtConfig, DhtRouter, open_dht
 from p2pregistry.routing.driver import KadSettings
 from p2pregistry.routing.hello import Hello
+from p2pregistry.routing.kad.store import ProviderStore
+from p2pregistry.routing.kad.wire import blob_key
 
 
 def numbered(number: int) -> Digest:
@@ -47,19 +55,44 @@ async def obey(router: DhtRouter, command: list[object]) -> object:
             return all(held.given and not held.under_way for held in router.driver.announcer._held.values())
         case ["cpu"]:
             return time.process_time()
+        case ["forget"]:
+            router.driver.store = ProviderStore()
+            return True
         case _:
             raise ValueError(f"no such command: {command}")
+
+
+def keepers(routers: Sequence[DhtRouter], first: int, count: int) -> list[int]:
+    """How many of these nodes keep a record of each number."""
+    keys = [blob_key(numbered(number).raw) for number in range(first, first + count)]
+    now = trio.current_time()
+    return [sum(bool(router.driver.store.find(key, now)) for router in routers) for key in keys]
 
 
 async def main(key_file: str, protocol: str, bootstrap: tuple[str, ...]) -> None:
     """Serve commands until stdin ends."""
     settings = KadSettings(request_timeout=3.0)
     hello = Hello((f"http://127.0.0.1:{os.getpid()}",))
-    config = DhtConfig(Path(key_file), "127.0.0.1", 0, None, bootstrap, hello, protocol, settings)
-    async with open_dht(config) as router:
-        say(router.addrs)
+    routers: list[DhtRouter] = []
+    async with AsyncExitStack() as stack:
+
+        async def start(seeds: tuple[str, ...]) -> list[str]:
+            path = Path(f"{key_file}{len(routers) or ''}")
+            config = DhtConfig(path, "127.0.0.1", 0, None, seeds, hello, protocol, settings)
+            routers.append(await stack.enter_async_context(open_dht(config)))
+            return routers[-1].addrs
+
+        say(await start(bootstrap))
         async for line in trio.wrap_file(sys.stdin):
-            say(await obey(router, json.loads(line)))
+            match json.loads(line):
+                case ["add", int(count)]:
+                    say([await start(bootstrap or tuple(routers[0].addrs)) for _ in range(count)])
+                case ["keepers", int(first), int(count)]:
+                    say(keepers(routers, first, count))
+                case ["at", int(place), *command]:
+                    say(await obey(routers[place], command))
+                case command:
+                    say(await obey(routers[0], command))
 
 
 def say(value: object) -> None:
