@@ -112,12 +112,13 @@ class Book:
         self.peers.pop(peer_id, None)
         return self.lost(peer_id)
 
-    def lost(self, peer_id: str) -> list[Digest]:
-        """Nothing can be had from it now: the topics of which it had something."""
+    def lost(self, peer_id: str, *, parts_only: bool = False) -> list[Digest]:
+        """Nothing can be had from it now: the topics of which it had something. ``parts_only``: what others say that it
+        holds it may still hold; it is only not heard of what it fetches itself."""
         found = []
         for digest, topic in self.topics.items():
             topic.wanting.discard(peer_id)
-            if peer_id in topic.have:
+            if peer_id in topic.have and not (parts_only and topic.have[peer_id] is None):
                 del topic.have[peer_id]
                 found.append(digest)
         return found

@@ -119,6 +119,8 @@ class CrowdFinder:
         await self.announced(digest)
         if self._lookups is not None and not self._known_by_tracker(digest):
             await self._lookups.find(digest)
+        for peer_id in self._book.holders(digest):  # a flight may have let go of one that it can try again
+            self._tell(digest, peer_id)
 
     def _known_by_tracker(self, digest: Digest) -> bool:
         topic = self._book.topics.get(digest)
@@ -225,8 +227,8 @@ class CrowdFinder:
         self._tell(digest, peer.peer_id)
         self._watch_more()
 
-    def _lost(self, peer_id: str) -> None:
-        for digest in self._book.lost(peer_id):
+    def _lost(self, peer_id: str, *, parts_only: bool = False) -> None:
+        for digest in self._book.lost(peer_id, parts_only=parts_only):
             for follower in list(self._followers.get(digest, ())):
                 follower.gone(peer_id)
 
@@ -307,7 +309,7 @@ class CrowdFinder:
         except (RemoteError, NotFound) as err:
             _log.debug("a peer cannot be watched", peer=peer_id, why=err.message)
             self._book.failed(peer_id, trio.current_time())
-            self._lost(peer_id)
+            self._lost(peer_id, parts_only=True)
         finally:
             self._streams.pop(peer_id, None)
 

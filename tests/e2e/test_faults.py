@@ -213,7 +213,7 @@ async def world(root: Path, *, knows: bool = True) -> AsyncIterator[World]:
 
 async def check_right(world: World, data: bytes) -> None:
     answer = await world.get(data)
-    assert (answer.status, len(answer.body)) == (200, len(data))
+    assert (answer.status, len(answer.body)) == (200, len(data)), answer.body[:200]
     assert answer.body == data
     await world.node.landed()
     assert await world.node.store.staged() == []
