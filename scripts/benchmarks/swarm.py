@@ -433,6 +433,8 @@ def _report(report: Report, plan: Plan, swarmed: Sequence[Pulls], direct: Sequen
     for kind in ("node", "client"):
         most = [max(used for name, used in found.cpu.items() if name.startswith(kind)) for found in swarmed]
         report.value(f"CPU, {kind} that used most", most, "s")
+        every = [sum(used for name, used in found.cpu.items() if name.startswith(kind)) for found in swarmed]
+        report.value(f"CPU, all {kind}s", every, "s")
     report.value("peak RSS, tracker", [found.peaks["tracker"] for found in swarmed], "MB")
     highest = [max(peak for name, peak in found.peaks.items() if name != "tracker") for found in swarmed]
     report.limit("peak RSS, largest node", highest, "MB", most=150.0)
