@@ -43,7 +43,7 @@ class Peer(Section, frozen=True):
     ] = None
     max_uploads: Annotated[
         Positive, Setting("Pieces sent to peers at the same time; more of them wait their turn.")
-    ] = 3
+    ] = 5
     egress: Annotated[
         Size | None,
         Setting("The most bytes a second sent to peers; unset: no limit.", unit="bytes/s", example=100 * MIB),
