@@ -50,6 +50,7 @@ from p2pregistry.routing.driver import KadDriver, KadSettings
 from p2pregistry.routing.hello import Hello, decode_hello, encode_hello, split_hello
 from p2pregistry.routing.identity import base58, load_or_create_identity
 from p2pregistry.routing.kad.wire import Contact, Kind, Message, Reader, blob_key, encode
+from p2pregistry.routing.reuse import Kept, Streams
 
 if TYPE_CHECKING:
     from libp2p.abc import INetConn, INetStream
@@ -171,6 +172,8 @@ class DhtRouter:
         self._hellos: OrderedDict[bytes, tuple[float, Hello]] = OrderedDict()
         self._used: OrderedDict[ID, None] = OrderedDict()
         self._dialling: dict[ID, trio.Event] = {}
+        self._greeting: dict[bytes, trio.Event] = {}
+        self._kept: Streams[INetStream] = Streams()
         self._handshakes: OrderedDict[trio.CancelScope, None] = OrderedDict()
         self._streams: dict[ID, int] = {}
         self._stream_count = 0
@@ -272,6 +275,7 @@ class DhtRouter:
             try:
                 async with trio.open_nursery() as nursery:
                     self._nursery = nursery
+                    nursery.start_soon(self._close_kept)
                     nursery.start_soon(trio.serve_listeners, self._accept, list(self._listeners))
                     await nursery.start(self.driver.run)
                     task_status.started()
@@ -381,19 +385,21 @@ class DhtRouter:
             stream.socket.close()
 
     @asynccontextmanager
-    async def _stream(self, contact: Contact, protocol: str) -> AsyncIterator[INetStream]:
-        """A stream to the peer; reset unless the body ends well. Foreign errors become RemoteBusy: the peer
-        is there, but not for this.
+    async def _stream(
+        self, contact: Contact, protocol: str, kept: INetStream | None = None
+    ) -> AsyncIterator[INetStream]:
+        """A stream to the peer, new unless one that was kept is handed in; reset unless the body ends well, which is
+        to close it. Foreign errors become RemoteBusy: the peer is there, but not for this.
 
         A peer that let a stream run into its caller's time limit is disconnected: it may have died without a word, and
         the next request should dial it afresh.
         """
-        peer_id = await self._connect(contact)
-        stream: INetStream | None = None
+        peer_id = ID(contact.peer_id) if kept is not None else await self._connect(contact)
+        stream = kept
         try:
-            stream = await self._host.new_stream(peer_id, [TProtocol(protocol)])
+            if stream is None:
+                stream = await self._host.new_stream(peer_id, [TProtocol(protocol)])
             yield stream
-            await stream.close()
         except RemoteError:
             await self._reset(stream)
             raise
@@ -417,15 +423,45 @@ class DhtRouter:
     # Asking: the driver's Transport, and hello
 
     async def exchange(self, to: Contact, messages: Sequence[Message]) -> Message:
-        """See ``driver.Transport``."""
+        """See ``driver.Transport``. On a stream that was kept, if there is one; where that has ended, on a new one."""
+        data = b"".join(encode(message) for message in messages)
+        now = trio.current_time()
+        if (kept := self._kept.take(to.peer_id, now)) is not None:
+            self._touch(ID(to.peer_id))
+            try:
+                async with self._stream(to, self._config.protocol, kept.stream) as stream:
+                    reply = await _ask(stream, data, messages[-1].kind)
+            except RemoteError as error:
+                log.debug("a stream that was kept is of no more use: %s", type(error).__name__)
+            else:
+                self._keep(Kept(to.peer_id, kept.stream, kept.born, trio.current_time()))
+                return reply
         async with self._stream(to, self._config.protocol) as stream:
-            await stream.write(b"".join(encode(message) for message in messages))
-            reader = Reader()
-            while not (replies := reader.feed(await _read_some(stream))):
-                pass
-            if replies[0].kind is not messages[-1].kind:
-                raise BadContent("a peer answered another question")
-            return replies[0]
+            reply = await _ask(stream, data, messages[-1].kind)
+        self._keep(Kept(to.peer_id, stream, now, trio.current_time()))
+        return reply
+
+    def _keep(self, kept: Kept[INetStream]) -> None:
+        for stream in self._kept.give(kept):
+            self._close_soon(stream)
+
+    def _close_soon(self, stream: INetStream) -> None:
+        if self._nursery is not None:
+            self._nursery.start_soon(self._close, stream)
+
+    async def _close(self, stream: INetStream) -> None:
+        with trio.move_on_after(2.0):
+            try:
+                await stream.close()
+            except Exception as error:  # noqa: BLE001 - it has ended without us
+                log.debug("closing a stream failed: %s", type(error).__name__)
+
+    async def _close_kept(self) -> None:
+        """Close the streams that nobody has used for a while."""
+        while True:
+            await trio.sleep(1.0)
+            for stream in self._kept.old(trio.current_time()):
+                self._close_soon(stream)
 
     async def probe(self, peer_id: bytes) -> Contact | None:
         """See ``driver.Transport``."""
@@ -447,34 +483,47 @@ class DhtRouter:
 
     async def _meet(self, contact: Contact) -> Peer | None:
         """The peer behind a provider record, once it has said hello; None if it does not."""
-        now = trio.current_time()
-        known = self._hellos.get(contact.peer_id)
-        if self.driver.is_silent(contact):
+        if self._hello_of(contact.peer_id) is None:
+            if self.driver.is_silent(contact):
+                return None
+            greeted = self._greeting.get(contact.peer_id)
+            if greeted is None:
+                if self._nursery is None:
+                    raise LocalError("the DHT is not running")
+                greeted = self._greeting[contact.peer_id] = trio.Event()
+                self._nursery.start_soon(self._try_hello, contact)
+            await greeted.wait()  # it goes on without us: a look-up that has enough must not end a connection
+        hello = self._hello_of(contact.peer_id)
+        if hello is None or not hello.urls or self.driver.is_silent(contact):
             return None
-        if known is None or known[0] < now - _HELLO_AGE:
-            try:
-                with trio.fail_after(self._config.kad.request_timeout):
-                    hello = await self._say_hello(contact)
-            except RemoteBusy:
-                return None
-            except (RemoteError, trio.TooSlowError):
-                self.driver.table.fell_silent(contact.peer_id, trio.current_time())
-                return None
-        else:
-            hello = known[1]
-        return Peer(base58(contact.peer_id), hello.urls[0], hello.zone) if hello.urls else None
+        return Peer(base58(contact.peer_id), hello.urls[0], hello.zone)
 
-    async def _say_hello(self, contact: Contact) -> Hello:
+    def _hello_of(self, peer_id: bytes) -> Hello | None:
+        known = self._hellos.get(peer_id)
+        return known[1] if known is not None and known[0] >= trio.current_time() - _HELLO_AGE else None
+
+    async def _try_hello(self, contact: Contact) -> None:
+        try:
+            with trio.fail_after(self._config.kad.request_timeout):
+                await self._say_hello(contact)
+        except RemoteBusy:
+            return
+        except (RemoteError, trio.TooSlowError):
+            self.driver.table.fell_silent(contact.peer_id, trio.current_time())
+        finally:
+            self._greeting.pop(contact.peer_id).set()
+
+    async def _say_hello(self, contact: Contact) -> None:
         async with self._stream(contact, HELLO_PROTOCOL) as stream:
             await stream.write(encode_hello(self._config.hello))
-            return self._remember(contact.peer_id, await _read_hello(stream))
+            self._remember(contact.peer_id, await _read_hello(stream))
+            await stream.close()
 
-    def _remember(self, peer_id: bytes, hello: Hello) -> Hello:
+    def _remember(self, peer_id: bytes, hello: Hello) -> None:
         self._hellos.pop(peer_id, None)
         self._hellos[peer_id] = (trio.current_time(), hello)
         while len(self._hellos) > 10_000:
             self._hellos.popitem(last=False)
-        return hello
 
     # Serving
 
@@ -528,6 +577,17 @@ class DhtRouter:
             await stream.write(encode_hello(self._config.hello))
             await stream.close()
         self._remember(stream.muxed_conn.peer_id.to_bytes(), hello)
+
+
+async def _ask(stream: INetStream, data: bytes, kind: Kind) -> Message:
+    """Send a request and read its answer. Raises BadContent."""
+    await stream.write(data)
+    reader = Reader()
+    while not (replies := reader.feed(await _read_some(stream))):
+        pass
+    if replies[0].kind is not kind or len(replies) > 1 or not reader.empty:
+        raise BadContent("a peer answered another question")
+    return replies[0]
 
 
 async def _read_hello(stream: INetStream) -> Hello:

@@ -32,14 +32,17 @@ _REQUESTS_PER_PEER = 8
 _REFRESH = (1.0, 3.0, 10.0, 30.0, 120.0, 600.0)
 #: Look-ups of random keys in each refresh: they fill the far buckets, which lie where most random keys do.
 _RANDOM_LOOKUPS = 3
+#: A request is late after so many times what answers take on average, and never before so many seconds.
+_LATE_TIMES = 4.0
+_LATE_LEAST = 0.03
 
 
 @dataclass(frozen=True, slots=True)
 class KadSettings:
     """``replicas`` peers keep each record; look-ups ask ``alpha`` peers at a time and find the ``width`` nearest.
 
-    Seconds: ``late_after`` another peer is asked beside one that has not answered; ``request_timeout`` a peer that has
-    not answered is left alone; ``lifetime`` of a record; ``reprovide`` between two provides of a key.
+    Seconds: ``late_after`` at most another peer is asked beside one that has not answered; ``request_timeout`` a peer
+    that has not answered is left alone; ``lifetime`` of a record; ``reprovide`` between two provides of a key.
     ``provide_rate``: keys provided a second, at most.
     """
 
@@ -82,6 +85,7 @@ class KadDriver:
         self._transport = transport
         self._random = random
         self._nursery: trio.Nursery | None = None
+        self._usual = 0.05  # seconds an answer takes, on a sliding average
         self._seeds: dict[bytes, Contact] = {}
         self._announce = trio.Event()
         self._seeded = trio.Event()
@@ -159,6 +163,7 @@ class KadDriver:
 
     async def ask(self, contact: Contact, messages: Sequence[Message]) -> Message:
         """The answer to the last message; keeps account of who answers. Raises RemoteError."""
+        began = trio.current_time()
         try:
             with trio.fail_after(self.settings.request_timeout):
                 reply = await self._transport.exchange(contact, messages)
@@ -170,6 +175,7 @@ class KadDriver:
         except RemoteError:
             self.table.fell_silent(contact.peer_id, trio.current_time())
             raise
+        self._usual += 0.1 * (min(trio.current_time() - began, 1.0) - self._usual)
         self._alive(contact)
         return reply
 
@@ -271,12 +277,13 @@ class KadDriver:
         """Ask whom the look-up wants to ask; True while there is something to wait for."""
         if self._nursery is None:
             raise LocalError("the DHT is not running")
+        late_after = min(self.settings.late_after, max(_LATE_LEAST, _LATE_TIMES * self._usual))
         while wanted := lookup.next():
             for contact in wanted:
                 if self.is_silent(contact):
                     lookup.failed(contact.peer_id)
                     continue
-                late.append((trio.current_time() + self.settings.late_after, contact.peer_id))
+                late.append((trio.current_time() + late_after, contact.peer_id))
                 self._nursery.start_soon(self._ask_for, contact, message, results)
         return not lookup.done
 

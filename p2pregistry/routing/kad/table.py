@@ -19,7 +19,7 @@ from p2pregistry.routing.kad.wire import Contact
 
 BITS = 256
 #: Seconds a peer that fell silent is left alone: the first time, and at most.
-SILENT_FIRST = 10.0
+SILENT_FIRST = 2.0
 SILENT_MOST = 300.0
 _SILENT_KEPT = 4096
 
