@@ -32,6 +32,9 @@ _REQUESTS_PER_PEER = 8
 _REFRESH = (1.0, 3.0, 10.0, 30.0, 120.0, 600.0)
 #: Look-ups of random keys in each refresh: they fill the far buckets, which lie where most random keys do.
 _RANDOM_LOOKUPS = 3
+#: Seconds between two rounds of trying the silent again, and how many at a time.
+_RETRY_EVERY = 2.0
+_RETRIED = 4
 #: A request is late after so many times what answers take on average, and never before so many seconds.
 _LATE_TIMES = 4.0
 _LATE_LEAST = 0.03
@@ -102,6 +105,7 @@ class KadDriver:
             self._nursery = nursery
             nursery.start_soon(self._keep_table)
             nursery.start_soon(self._keep_announced)
+            nursery.start_soon(self._retry_silent)
             task_status.started()
         self._nursery = None
 
@@ -228,6 +232,14 @@ class KadDriver:
             await self._try(contact, [Message(Kind.PING)])
         finally:
             self._probing.discard(contact.peer_id)
+
+    async def _retry_silent(self) -> None:
+        """Try those who fell silent again even if no look-up names them: this node itself may have been cut off, or
+        stopped, and then nobody is left who would."""
+        while True:
+            await trio.sleep(_RETRY_EVERY * (0.8 + 0.4 * self._random.random()))
+            for contact in self.table.to_retry(trio.current_time(), _RETRIED):
+                self.is_silent(contact)
 
     def _seeds_near(self, target: int, width: int) -> list[Contact]:
         return self.table.nearest(target, width) or list(self._seeds.values())

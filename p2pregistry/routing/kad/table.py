@@ -11,6 +11,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import heapq
+import itertools
 from collections import OrderedDict
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -44,6 +45,7 @@ def nearest(contacts: Iterable[tuple[int, Contact]], target: int, count: int) ->
 class _Silence:
     until: float
     patience: float
+    contact: Contact | None
 
 
 class RoutingTable:
@@ -96,11 +98,12 @@ class RoutingTable:
         if entry is not None:
             del self._buckets[common_prefix(entry[0], self._own_position)][peer_id]
         last = self._silent.pop(peer_id, None)
+        contact = entry[1] if entry is not None else last.contact if last is not None else None
         if last is not None and now < last.until:
             self._silent[peer_id] = last  # several requests were under way: one silence, not several
             return
         patience = SILENT_FIRST if last is None else min(2 * last.patience, SILENT_MOST)
-        self._silent[peer_id] = _Silence(now + patience, patience)
+        self._silent[peer_id] = _Silence(now + patience, patience, contact)
         while len(self._silent) > _SILENT_KEPT:
             self._silent.popitem(last=False)
 
@@ -112,6 +115,11 @@ class RoutingTable:
         """Whether a silent peer has been left alone long enough to be tried once more, beside other work."""
         silence = self._silent.get(peer_id)
         return silence is not None and now >= silence.until
+
+    def to_retry(self, now: float, count: int) -> list[Contact]:
+        """Up to ``count`` peers that were in the table before they fell silent and have been left alone long enough."""
+        due = (s.contact for s in self._silent.values() if s.contact is not None and now >= s.until)
+        return list(itertools.islice(due, count))
 
     def heard_from(self, peer_id: bytes) -> None:
         """The peer sent something of its own accord: it is not silent."""
