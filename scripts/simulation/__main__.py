@@ -6,12 +6,23 @@ import argparse
 import dataclasses
 import json
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
-from plot import lines
+from plot import Points, lines
 from swarm import Model, Swarm
 
 from p2pregistry.pull.commands import Limits
+
+#: Options that stand for numbers of the plan.
+SHORT = {
+    "window": ("window", "crowd_window"),
+    "run": ("run",),
+    "horizon": ("horizon",),
+    "sources": ("sources",),
+    "hedge": ("late_factor",),
+    "least": ("least",),
+}
 
 
 def measure(model: Model) -> tuple[Swarm, dict[str, float]]:
@@ -35,7 +46,8 @@ def measure(model: Model) -> tuple[Swarm, dict[str, float]]:
         "events": swarm.clock.events,
         "cpu": time.process_time() - began,
     }
-    for name, values in (("time", times), ("first", firsts)):
+    halves = sorted(node.half - node.begun for node in swarm.nodes.values() if node.half >= 0)
+    for name, values in (("time", times), ("first", firsts), ("half", halves)):
         for label, part in (("p50", 0.5), ("p99", 0.99), ("max", 1.0)):
             if values:
                 value = values[min(len(values) - 1, int(part * len(values)))]
@@ -45,52 +57,69 @@ def measure(model: Model) -> tuple[Swarm, dict[str, float]]:
     return swarm, found
 
 
-def plot_curves(swarm: Swarm, file: Path) -> None:
-    """How many nodes had everything, over time."""
-    times = sorted(node.finished - node.begun for node in swarm.nodes.values() if node.finished >= 0)
-    points = [(0.0, 0.0), *((at, 100.0 * (n + 1) / len(swarm.nodes)) for n, at in enumerate(times))]
-    bound = [(swarm.model.bound, 0.0), (swarm.model.bound, 100.0)]
-    name = f"{swarm.model.nodes} nodes"
-    file.write_text(lines("Nodes that have the image", "seconds", "% of nodes", {name: points, "bound": bound}))
+def plot_curves(runs: Sequence[Swarm], file: Path) -> None:
+    """How many nodes had everything, over time, one curve for each run."""
+    curves: dict[str, Points] = {}
+    for swarm in runs:
+        bound, nodes = swarm.model.bound, swarm.model.nodes
+        times = sorted(node.finished - node.begun for node in swarm.nodes.values() if node.finished >= 0)
+        points = [(at / bound, 100.0 * (n + 1) / nodes) for n, at in enumerate(times)]
+        curves[f"{nodes} nodes"] = [(0.0, 0.0), (points[0][0], 0.0), *points[:: max(1, len(points) // 200)], points[-1]]
+    curves["bound"] = [(1.0, 0.0), (1.0, 100.0)]
+    file.write_text(lines("Nodes that have the image", "time / bound", "% of nodes", curves))
 
 
-def plot_tracker(model: Model, sizes: list[int], file: Path) -> None:
+def plot_tracker(runs: Sequence[Swarm], file: Path) -> None:
     """What the tracker sends, over the number of nodes."""
-    found = [measure(dataclasses.replace(model, nodes=nodes))[1] for nodes in sizes]
-    points = [(run["nodes"], run["tracker_images"]) for run in found]
+    points = [(float(swarm.model.nodes), swarm.tracker.sent / swarm.model.mib) for swarm in runs]
     file.write_text(lines("What the tracker sends", "nodes", "images", {"tracker": points}))
 
 
-def main() -> None:
+def arguments() -> argparse.ArgumentParser:
+    """An option for each field of the model; those of the plan's numbers that are tried most have one of their own."""
     parser = argparse.ArgumentParser(prog="scripts/simulate", description=__doc__)
     for option in dataclasses.fields(Model):
-        if option.name != "limits":
-            kind = type(option.default)
-            parser.add_argument(f"--{option.name.replace('_', '-')}", type=kind, default=option.default)
-    parser.add_argument("--limit", action="append", default=[], metavar="NAME=VALUE", help="one of the plan's numbers")
+        name = f"--{option.name.replace('_', '-')}"
+        if isinstance(option.default, bool):
+            parser.add_argument(name, action="store_true")
+        elif option.name == "seeding":
+            parser.add_argument(name, choices=("own", "random"), default=option.default)
+        elif option.name != "limits":
+            parser.add_argument(name, type=type(option.default), default=option.default)
+    for short, limits in SHORT.items():
+        parser.add_argument(f"--{short}", metavar="VALUE", help=f"the plan's {', '.join(limits)}")
+    parser.add_argument("--limit", action="append", default=[], metavar="NAME=VALUE", help="any of the plan's numbers")
     parser.add_argument("--json", action="store_true")
-    parser.add_argument("--plot", type=Path, metavar="FILE", help="completion curve, SVG")
+    parser.add_argument("--plot", type=Path, metavar="FILE", help="completion curves for --sizes, SVG")
     parser.add_argument("--plot-tracker", type=Path, metavar="FILE", help="bytes of the tracker against --sizes, SVG")
-    parser.add_argument("--sizes", default="5,10,20,50,100", help="numbers of nodes for --plot-tracker")
-    given = vars(parser.parse_args())
+    parser.add_argument("--sizes", default="", help="numbers of nodes for the plots")
+    return parser
+
+
+def main() -> None:
+    given = vars(arguments().parse_args())
     limits, as_json = Limits(), given.pop("json")
-    for text in given.pop("limit"):
-        name, _, value = text.partition("=")
-        kind = type(getattr(limits, name))
-        limits = dataclasses.replace(limits, **{name: kind(value)})
+    numbers = [text.partition("=")[::2] for text in given.pop("limit")]
+    for short, names in SHORT.items():
+        value = given.pop(short)
+        numbers += [(name, value) for name in names if value is not None]
+    for name, value in numbers:
+        limits = dataclasses.replace(limits, **{name: type(getattr(limits, name))(value)})
     plot, against, sizes = given.pop("plot"), given.pop("plot_tracker"), given.pop("sizes")
     model = Model(**given, limits=limits)
-    if against is not None:
-        plot_tracker(model, [int(size) for size in sizes.split(",")], against)
-        return
-    swarm, found = measure(model)
+    runs: list[Swarm] = []
+    for nodes in [int(size) for size in sizes.split(",") if size] or [model.nodes]:
+        swarm, found = measure(dataclasses.replace(model, nodes=nodes))
+        runs.append(swarm)
+        if as_json:
+            print(json.dumps(found), flush=True)
+        else:
+            for name, number in found.items():
+                print(f"{name:16} {number:.4g}" if isinstance(number, float) else f"{name:16} {number}")
     if plot is not None:
-        plot_curves(swarm, plot)
-    if as_json:
-        print(json.dumps(found))
-    else:
-        for name, value in found.items():
-            print(f"{name:16} {value:.4g}" if isinstance(value, float) else f"{name:16} {value}")
+        plot_curves(runs, plot)
+    if against is not None:
+        plot_tracker(runs, against)
 
 
 if __name__ == "__main__":

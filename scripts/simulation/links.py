@@ -7,9 +7,11 @@ from collections.abc import Callable
 
 
 class Clock:
-    """Events in the order of their time. Seconds from 0."""
+    """Events in the order of their time. Seconds from 0. ``exact``: how transfers share links."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, exact: bool = False) -> None:
+        self.exact = exact
+        self.transfers: dict[Transfer, None] = {}
         self.now = 0.0
         self.events = 0
         self._heap: list[tuple[float, int, Callable[..., None], tuple[object, ...]]] = []
@@ -57,7 +59,11 @@ class Transfer:
         self._due = self._wake = float("inf")
         for link in links:
             link.carried.append(self)
-        self._settle((self,))
+        if clock.exact:
+            clock.transfers[self] = None
+            share(clock)
+        else:
+            self._settle((self,))
 
     def stop(self) -> None:
         """It is over, or given up: others get its share."""
@@ -68,6 +74,10 @@ class Transfer:
             link.used -= self.rate
         links, self.links = self.links, ()
         self._due = float("inf")
+        if self._clock.exact:
+            del self._clock.transfers[self]
+            share(self._clock)
+            return
         beside = [other for link in links for other in link.carried]
         for other in beside:
             other.fit()
@@ -81,7 +91,10 @@ class Transfer:
 
     def fit(self) -> None:
         """Take the rate that the links have room for."""
-        rate = min(link.room(self) for link in self.links)
+        self.take(min(link.room(self) for link in self.links))
+
+    def take(self, rate: float) -> None:
+        """From now on it has this rate."""
         if abs(rate - self.rate) <= 1e-6 * rate:
             return
         now = self._clock.now
@@ -105,3 +118,19 @@ class Transfer:
             return
         self.stop()
         self._done()
+
+
+def share(clock: Clock) -> None:
+    """The exact way: max-min fair shares of all links, found anew. The fullest link is shared equally among what it
+    carries, its transfers leave the game, and so on."""
+    left = {link: link.rate for transfer in clock.transfers for link in transfer.links}
+    carried = {link: set(link.carried) for link in left}
+    while left:
+        link = min(left, key=lambda link: left[link] / len(carried[link]))
+        rate = left[link] / len(carried[link])
+        for transfer in [one for one in link.carried if one in carried[link]]:
+            transfer.take(rate)
+            for other in transfer.links:
+                carried[other].discard(transfer)
+                left[other] = max(0.0, left[other] - rate)
+        left = {link: rest for link, rest in left.items() if carried[link]}

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 
 from links import Clock, Link, Transfer
 
+from p2pregistry.pull.bits import Randrange
 from p2pregistry.pull.commands import Cancel, Command, Drop, Finished, GiveUp, Limits, LookUp, Next, Request
 from p2pregistry.pull.plan import Plan
 from p2pregistry.pull.seeding import Seeding
@@ -28,10 +29,10 @@ class Model:
     down: float = 40.0
     tracker_up: float = 40.0
     delay: float = 0.0005
-    uploads: int = 3
+    uploads: int = 5
     tracker_uploads: int = 4
     #: peers whose have-streams a node follows, and how many an announce names
-    watched: int = 12
+    watch: int = 12
     named: int = 30
     announce: float = 3.0
     batch: float = 0.05
@@ -43,9 +44,17 @@ class Model:
     #: what a node may send to other zones, and the delay there
     zone_up: float = 0.0
     zone_delay: float = 0.0
+    #: shares of the nodes: those that die on the way, that start late, that answer no request for a piece though they
+    #: tell what they have, that send wrong bytes. ``churn``: half of them die, half start late
+    churn: float = 0.0
     die: float = 0.0
+    late: float = 0.0
     hung: float = 0.0
     corrupt: float = 0.0
+    #: "own": the tracker's own rule; "random": any wanted piece, and never none
+    seeding: str = "own"
+    #: links are shared exactly (slow), not nearly
+    exact: bool = False
     seed: int = 1
     until: float = 36_000.0
     limits: Limits = field(default_factory=Limits)
@@ -53,9 +62,24 @@ class Model:
     @property
     def bound(self) -> float:
         """Seconds that no way of distributing can beat for all: the tracker sends each byte once, each node receives
-        each once, and all uplinks together send what all nodes receive."""
+        each once, and all uplinks that serve together send what all nodes receive."""
         size, source, node = self.mib * MIB, self.tracker_up * MBIT, self.up * MBIT
-        return max(size / source, size / (self.down * MBIT), self.nodes * size / (source + self.nodes * node))
+        serving = self.nodes - round(self.hung * self.nodes) - round(self.corrupt * self.nodes)
+        return max(size / source, size / (self.down * MBIT), self.nodes * size / (source + serving * node))
+
+
+class RandomSeeding:
+    """To compare with: the tracker sends whatever is asked for, without memory."""
+
+    def __init__(self, randrange: Randrange) -> None:
+        self._randrange = randrange
+
+    def choose(self, wanted: bytes, now: float) -> tuple[int | None, float]:  # noqa: ARG002
+        some = [index for index, want in enumerate(wanted) if want]
+        return (some[self._randrange(len(some))], 0.0) if some else (None, 1.0)
+
+    def returned(self, index: int) -> None:
+        """Nothing was remembered."""
 
 
 class Ask:
@@ -99,19 +123,25 @@ class Node(Server):
         super().__init__(name, up, slots)
         self.down, self.cross, self.zone = down, cross, zone
         self.flights: list[Flight] = []
+        #: whose have-streams it follows, and who follows its own
         self.peers: dict[int, Node] = {}
-        self.begun = self.first = self.finished = -1.0
+        self.followers: dict[int, Node] = {}
+        self.banned: set[int] = set()
+        self.begun = self.first = self.half = self.finished = -1.0
         self.gave_up = ""
 
 
 class Swarm:
     def __init__(self, model: Model) -> None:
-        self.model, self.clock, self.chance = model, Clock(), random.Random(model.seed)
+        self.model, self.clock, self.chance = model, Clock(exact=model.exact), random.Random(model.seed)
         chance, up, down = self.chance, model.up * MBIT, model.down * MBIT
         self.tracker = Server(TRACKER, Link(model.tracker_up * MBIT), model.tracker_uploads)
         self.counts = [model.mib // model.layers] * model.layers
         self.counts[0] += model.mib - sum(self.counts)
-        self.seeding = [Seeding(count, randrange=chance.randrange) for count in self.counts]
+        self.seeding: list[Seeding | RandomSeeding] = [
+            Seeding(count, randrange=chance.randrange) if model.seeding == "own" else RandomSeeding(chance.randrange)
+            for count in self.counts
+        ]
         self.nodes: dict[int, Node] = {}
         self.present: list[Node] = []
         self.places: list[list[Node]] = [[] for _ in range(model.zones)]
@@ -119,23 +149,28 @@ class Swarm:
         self.duplicate = self.crossed = self.wrong = 0
         for name in range(1, model.nodes + 1):
             cross = Link(model.zone_up * MBIT) if model.zone_up else None
-            node = Node(name, Link(up), Link(down), cross, model.uploads, name % model.zones)
-            self.nodes[name] = node
-            self.clock.after(chance.random() * model.start, self._begin, node)
+            self.nodes[name] = Node(name, Link(up), Link(down), cross, model.uploads, name % model.zones)
         self._faults()
 
     def _faults(self) -> None:
+        """Draw who fails, and let all begin."""
         model, names = self.model, list(self.nodes)
         self.chance.shuffle(names)
-        for share, what in ((model.hung, "hung"), (model.corrupt, "corrupt"), (model.die, "die")):
+        half = model.churn / 2
+        starts = {name: self.chance.random() * model.start for name in self.nodes}
+        shares = {"hung": model.hung, "corrupt": model.corrupt, "die": model.die + half, "late": model.late + half}
+        for what, share in shares.items():
             some = round(share * model.nodes)
             for name in names[:some]:
-                node = self.nodes[name]
                 if what == "die":
-                    self.clock.after(self.chance.uniform(0.1, 0.9) * model.bound, self._die, node)
+                    self.clock.after(self.chance.uniform(0.1, 0.9) * model.bound, self._die, self.nodes[name])
+                elif what == "late":
+                    starts[name] = self.chance.random() * model.bound
                 else:
-                    setattr(node, what, True)
+                    setattr(self.nodes[name], what, True)
             del names[:some]
+        for name, start in starts.items():
+            self.clock.after(start, self._begin, self.nodes[name])
 
     def run(self) -> Swarm:
         self.clock.run(lambda: self.running > 0, self.model.until)
@@ -165,15 +200,14 @@ class Swarm:
         if node.dead or node.finished >= 0:
             return
         model, now, chance = self.model, self.clock.now, self.chance
-        if len(node.peers) < model.watched:
+        if len(node.peers) < model.watch:
             here, all_ = self.places[node.zone], self.present
             named = chance.sample(here, min(len(here), model.named // 2 if model.zones > 1 else 0))
             named += chance.sample(all_, min(len(all_), model.named - len(named)))
             for other in named:
-                if len(node.peers) >= model.watched:
+                if len(node.peers) >= model.watch:
                     break
-                if other is not node and other.name not in node.peers and len(other.peers) < 2 * model.watched:
-                    node.peers[other.name], other.peers[node.name] = other, node
+                if other is not node and other.name not in node.peers and len(other.peers) < 2 * model.watch:
                     self._meet(node, other)
                     self._meet(other, node)
         finished = model.nodes - self.running
@@ -185,6 +219,10 @@ class Swarm:
         self.clock.after(model.announce * (0.8 + 0.4 * chance.random()), self._announce, node)
 
     def _meet(self, node: Node, other: Node) -> None:
+        """``node`` follows ``other`` from now on."""
+        if other.name in node.peers or other.name in node.banned:
+            return
+        node.peers[other.name], other.followers[node.name] = other, node
         near = self.model.zones > 1 and node.zone == other.zone
         for flight, theirs in zip(node.flights, other.flights, strict=True):
             if not flight.done:
@@ -204,6 +242,8 @@ class Swarm:
             for ask in list(flight.asks.values()):
                 self._stop(ask)
         for other in node.peers.values():
+            other.followers.pop(node.name, None)
+        for other in node.followers.values():
             other.peers.pop(node.name, None)
             for flight in other.flights:
                 for ask in [ask for ask in flight.asks.values() if ask.server is node]:
@@ -248,8 +288,22 @@ class Swarm:
                     self._finish(flight)
                 case GiveUp(why):
                     flight.node.gave_up = why
-                case Drop():
-                    pass
+                case Drop(source, _, ban):
+                    self._drop(flight.node, self._server(source), ban=ban)
+
+    def _drop(self, node: Node, other: Server, *, ban: bool) -> None:
+        """A plan wants a source no more. The node follows somebody else; in its other flights, too, where it bans."""
+        if not isinstance(other, Node):
+            return
+        if ban:
+            node.banned.add(other.name)
+        node.peers.pop(other.name, None)
+        other.followers.pop(node.name, None)
+        for flight in node.flights:
+            for ask in [ask for ask in flight.asks.values() if ask.server is other]:
+                self._stop(ask)
+            if not flight.done:
+                self._tell(flight, flight.plan.left(str(other.name), self.clock.now))
 
     def _looked(self, flight: Flight) -> None:
         if not flight.done:
@@ -370,6 +424,8 @@ class Swarm:
         flight.position = position
         if flight.node.first < 0:
             flight.node.first = self.clock.now
+        if flight.node.half < 0 and 2 * sum(f.position for f in flight.node.flights) >= self.model.mib:
+            flight.node.half = self.clock.now
         if position < flight.count:
             self._tell(flight, flight.plan.reader(1, position, self.clock.now))
 
@@ -378,7 +434,7 @@ class Swarm:
         name, layer, now = str(flight.node.name), flight.layer, self.clock.now
         if flight.node.dead:
             return
-        for other in list(flight.node.peers.values()):
+        for other in list(flight.node.followers.values()):
             theirs = other.flights[layer]
             if not theirs.done and not other.dead:
                 told = theirs.plan.complete(name, now) if flight.done else theirs.plan.has(name, news, now)
