@@ -108,14 +108,14 @@ def main() -> None:
     plot, against, sizes = given.pop("plot"), given.pop("plot_tracker"), given.pop("sizes")
     model = Model(**given, limits=limits)
     runs: list[Swarm] = []
-    for nodes in [int(size) for size in sizes.split(",") if size] or [model.nodes]:
+    for nodes in [int(size) for size in (sizes or str(model.nodes)).split(",")]:
         swarm, found = measure(dataclasses.replace(model, nodes=nodes))
         runs.append(swarm)
         if as_json:
             print(json.dumps(found), flush=True)
         else:
             for name, number in found.items():
-                print(f"{name:16} {number:.4g}" if isinstance(number, float) else f"{name:16} {number}")
+                print(f"{name:16} {number:.6g}")
     if plot is not None:
         plot_curves(runs, plot)
     if against is not None:
