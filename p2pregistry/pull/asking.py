@@ -65,6 +65,7 @@ class Asking:
         "readers",
         "rest",
         "some_late",
+        "starving",
         "wanting",
     )
 
@@ -94,6 +95,8 @@ class Asking:
         #: a look-up has ended, or the tracker has said who else there is
         self.known = False
         self.moved = now
+        #: what came last had to be asked of the tracker outright
+        self.starving = False
         self._far_open = False
         self._far_probe = False
         #: the last asking ended because enough was in flight, or enough sources in use, not for want of sources
@@ -266,9 +269,13 @@ class Asking:
             return
         if self.next_out is not None or now < self.next_at:
             asked = (
-                self.moved if self.next_out is None else max(self.moved, self.next_out.started + self.limits.starved)
+                self.moved
+                if self.next_out is None or self.starving
+                else max(self.moved, self.next_out.started + self.limits.starved)
             )
-            if not self.flying and now - asked >= self.limits.starved:
+            patience = self.limits.still_starved if self.starving else self.limits.starved
+            if not self.flying and now - asked >= patience:
+                self.starving = True
                 commands.append(self.request(tracker, self._pick(free), 1, now))
             return
         novel = self.pieces.nobodys(free)

@@ -50,6 +50,8 @@ class Limits:
     crowd_late: float = 4.0
     #: nothing in flight for this long though pieces are wanted: the tracker is asked for one outright
     starved: float = 5.0
+    #: and for the next one where that one was all that came meanwhile
+    still_starved: float = 0.3
     #: a crowd of which no member has joined for this long is taken for none
     crowd_grace: float = 1.0
     #: with no source left, how long to look for new ones once bytes have flowed

@@ -190,6 +190,8 @@ class Plan:
                 commands.append(Cancel(request))  # the rest of the run has come from elsewhere
         if asks.pieces.arrive(index):
             asks.moved, self._flowed = now, True
+            if source is not asks.pool.tracker:
+                asks.starving = False
             for other in asks.others_with(index):
                 asks.got(other, index)
                 if not other.left:
