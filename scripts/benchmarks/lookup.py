@@ -26,6 +26,7 @@ import trio
 from measure import say
 from processes import BenchError
 from report import Report
+from simulated import simulate
 from usage import machine_seconds, percentile
 
 from p2pregistry.routing.dht import KAD_PROTOCOL
@@ -43,11 +44,17 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--nodes", type=int, default=50, metavar="N", help="real nodes; the targets are for 50")
     parser.add_argument("--lookups", type=int, default=300, metavar="L", help="in each of the three states")
     parser.add_argument("--provides", type=int, default=10_000, metavar="P", help="blobs of one node; 0: leave it out")
+    parser.add_argument("--simulated", type=int, metavar="N", help="so many nodes on virtual time instead")
     parser.add_argument("--alone", action="store_true", help="without py-libp2p's Kademlia beside it")
 
 
 def run(args: argparse.Namespace, report: Report) -> None:
     """Raises BenchError."""
+    if args.simulated:
+        if args.simulated < 200:
+            raise BenchError("--simulated must be at least 200")
+        simulate(args.simulated, report)
+        return
     if not 5 <= args.nodes <= 200:
         raise BenchError("--nodes must be from 5 to 200")
     with tempfile.TemporaryDirectory(prefix="p2pregistry-lookup-") as name:

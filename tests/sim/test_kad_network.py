@@ -131,3 +131,58 @@ async def test_tables_hold_the_nearest_peers(autojump_clock: MockClock) -> None:
             where = position(node.own.peer_id)
             others = sorted((n for n in nodes if n is not node), key=lambda n: position(n.own.peer_id) ^ where)
             assert sum(n.own.peer_id in node.table for n in others[:10]) >= 9
+
+
+async def test_among_five_hundred_every_blob_is_found_with_a_third_hung_and_with_a_third_killed(
+    autojump_clock: MockClock,
+) -> None:
+    network, random = SimNetwork(Random(5)), Random(13)
+    nodes = [network.node(i) for i in range(500)]
+    network.acquaint()
+    provider, asker, other = nodes[:3]
+    keys = [blob_key(random.randbytes(32)) for _ in range(60)]
+    async with trio.open_nursery() as nursery:
+        for node in (provider, asker, other):
+            await nursery.start(node.run)
+        provider.hold(keys)
+        while provider.announcer.waiting():
+            await settle(0.5)
+        network.hung |= {node.own.peer_id for node in random.sample(nodes[3:], 166)}
+        network.streams.clear()
+        for key in keys:
+            assert (await look(asker, key))[0] == {provider.own.peer_id}
+        assert network.streams["GET_PROVIDERS"] < 60 * len(keys)
+        network.dead, network.hung = network.hung, set()
+        for key in keys:
+            assert (await look(other, key))[0] == {provider.own.peer_id}
+        nursery.cancel_scope.cancel()
+
+
+async def test_nodes_that_all_restart_at_once_neither_storm_nor_lose_anything(autojump_clock: MockClock) -> None:
+    network, random = SimNetwork(Random(9)), Random(17)
+    nodes = [network.node(i) for i in range(60)]
+    keys = [[blob_key(random.randbytes(32)) for _ in range(20)] for _ in nodes]
+    async with trio.open_nursery() as nursery:
+        for node, held in zip(nodes, keys, strict=True):  # nothing is known but three neighbours
+            node.seed(neighbour.own for neighbour in nodes[:3])
+            node.hold(held, within=10)
+            nursery.start_soon(node.run)
+        await settle(60)
+        assert network.most_in_flight < 25 * len(nodes)
+        assert all(node.announcer.waiting() == 0 for node in nodes)
+        for node, held in zip(nodes, keys, strict=True):
+            key = random.choice(held)
+            assert (await look(random.choice([n for n in nodes if n is not node]), key))[0] == {node.own.peer_id}
+        nursery.cancel_scope.cancel()
+
+
+async def test_a_node_that_was_stopped_finds_back_without_look_ups(autojump_clock: MockClock) -> None:
+    async with network_of(8) as (network, nodes):
+        stopped = nodes[5]
+        network.hung.add(stopped.own.peer_id)
+        for number in range(20):
+            await stopped.find_providers(blob_key(bytes([number]) * 32), lambda _: None)
+        assert len(stopped.table) == 0
+        network.hung.clear()
+        await settle(60)
+        assert len(stopped.table) == 7
