@@ -154,8 +154,9 @@ def _link(connection: Connection, repository: str, blob_id: int) -> None:
 def _add_blob(connection: Connection, repository: str, blob: Metainfo) -> None:
     key = _key(blob.digest)
     connection.execute(
-        "insert into blobs (digest, size, root, hashes) values (%s, %s, %s, %s) on conflict (digest) do nothing",
-        (key, blob.size, blob.root, blob.hashes),
+        "insert into blobs (digest, size, root, hashes, object) values (%s, %s, %s, %s, %s)"
+        " on conflict (digest) do nothing",
+        (key, blob.size, blob.root, blob.hashes, f"{blob.digest.algorithm}/{blob.digest.hex[:2]}/{blob.digest.hex}"),
     )
     row = connection.execute("select id from blobs where digest = %s for key share", (key,)).fetchone()
     assert row is not None
