@@ -33,6 +33,8 @@ create table condemned (
 create table uploads (
     id text collate "C" primary key,
     repository text collate "C" not null,
+    -- What the client said it would name the blob with, so that the right hash is computed while the bytes come.
+    algorithm text not null default 'sha256',
     -- Bytes that are durable.
     size bigint not null default 0,
     -- While it is being completed: the digest that was verified.
