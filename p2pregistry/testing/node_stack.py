@@ -141,8 +141,12 @@ async def node_stack(
     rest: bool = True,
     limits: Limits = QUICK,
     clock: Callable[[], float] = time.time,
+    spoil: Callable[[Handler], Handler] | None = None,
 ) -> AsyncIterator[NodeStack]:
-    """A node over ``root`` with its pull and peer API on free ports; it is ``name`` in ``network``."""
+    """A node over ``root`` with its pull and peer API on free ports; it is ``name`` in ``network``.
+
+    ``spoil`` makes what answers its peers of the handler that would.
+    """
     members = network or MemoryNetwork()
     await trio.Path(root).mkdir(exist_ok=True)
     source = TrackerSource(tracker, timeout=1.0, rest=0.5) if tracker is not None else None
@@ -205,7 +209,7 @@ async def node_stack(
             node.served += count
 
         peer = PeerApi(index, cache, Slots(8, 256), served=served, haves=haves, watching=finder.watched)
-        later.append(peer)
+        later.append(peer if spoil is None else spoil(peer))
         await nursery.start(finder.serve)
         async with running(pull, grace=0.0) as url, flights.running():
             router.hold([*index.manifest_digests(), *(digest for digest, _size, _use in index.held())])
