@@ -205,10 +205,10 @@ class Separate(Cluster):
         self.nodes.append(node)
         return node
 
-    def restart_node(self, index: int) -> Daemon:
-        """Kill a node and start it again on its data, on other ports."""
+    def restart_node(self, index: int, sets: Mapping[str, str] | None = None) -> Daemon:
+        """Kill a node and start it again on its data, on other ports, with these settings."""
         self.nodes[index].kill()
-        self.nodes[index] = self._start_node(index, {})
+        self.nodes[index] = self._start_node(index, sets or {})
         return self.nodes[index]
 
     def _start_node(self, index: int, sets: Mapping[str, str]) -> Daemon:

@@ -16,6 +16,8 @@ from p2pregistry.testing.images import MIB, Descriptor, Layout, make_image
 
 pytestmark = pytest.mark.e2e
 ROOM = 40 * MIB
+#: The node notices that there is no room only when a write fails.
+FILLS = {"cache.min_free": "0"}
 
 
 @pytest.fixture
@@ -65,13 +67,13 @@ def test_without_room_a_pull_fails_cleanly_others_go_on_and_nothing_is_corrupted
             push(swarm, tmp_path, name, size)
             for name, size in (("first", 12 * MIB), ("large", 2 * ROOM), ("third", 6 * MIB))
         )
-        node = swarm.add_node()
+        node = swarm.add_node(FILLS)
         assert node.facts["data_dir"] == str(small_disk)
         assert pulled(node, "first", first)
         assert not pulled(node, "large", large)
         assert pulled(node, "third", third), "there is room for this one"
         assert pulled(node, "first", first)
         assert node.status()["pid"] == node.facts["pid"], "it lives on"
-        node = swarm.restart_node(0)
+        node = swarm.restart_node(0, FILLS)
         assert pulled(node, "first", first)
         assert pulled(node, "third", third)
