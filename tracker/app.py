@@ -33,6 +33,7 @@ from tracker.announces_postgres import PostgresAnnounces
 from tracker.board import Pace
 from tracker.catalog.migrate import migrate as migrate_schema
 from tracker.catalog.postgres import PostgresCatalog
+from tracker.catalog.root import check_root
 from tracker.db import Connection, Db
 from tracker.embedded import embedded_postgres
 from tracker.named import Named
@@ -77,9 +78,10 @@ async def _live(settings: TrackerSettings, ready: Ready, stop: trio.Event) -> No
     data = _data_dir(settings)
     async with AsyncExitStack() as stack:
         listeners = await _listen(settings, stack)
-        keys = await trio.to_thread.run_sync(TrackerKeys.load_or_create, data / "keys")
+        keys = await trio.to_thread.run_sync(TrackerKeys.load_or_create, Path(settings.keys.dir or data / "keys"))
         credentials = _credentials(settings)
         db, _ = await stack.enter_async_context(_database(settings, data))
+        await check_root(db, keys.root_public)
         store = await stack.enter_async_context(open_files(data / "blobs"))
         router = await _router(settings, data, stack)
         parts = _assemble(settings, keys, credentials, db, store, router)

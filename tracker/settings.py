@@ -101,6 +101,16 @@ class Auth(Section, frozen=True):
     anonymous_pull: Annotated[bool, Setting("Anyone who reaches the registry may pull from it.")] = True
 
 
+class Keys(Section, frozen=True):
+    dir: Annotated[
+        str | None,
+        Setting(
+            "Where root.key and signing.key are, the same for all trackers of a database; unset: the data directory.",
+            example="/etc/p2pregistry/keys",
+        ),
+    ] = None
+
+
 class Uploads(Section, frozen=True):
     max_manifest_bytes: Annotated[Positive, Setting("The largest manifest that is accepted.", unit="bytes")] = 8 * MIB
     expiry: Annotated[Seconds, Setting("How long an unfinished upload is kept.", unit="seconds")] = 86400.0
@@ -117,6 +127,7 @@ class TrackerSettings(Settings, frozen=True):
     metrics: Metrics = msgspec.field(default_factory=Metrics)
     database: Database = msgspec.field(default_factory=Database)
     auth: Auth = msgspec.field(default_factory=Auth)
+    keys: Keys = msgspec.field(default_factory=Keys)
     uploads: Uploads = msgspec.field(default_factory=Uploads)
 
     def check(self) -> None:

@@ -41,7 +41,7 @@ def announce(process: TrackerProcess, said: Announce) -> Announced:
 
 
 def test_what_one_is_told_the_other_knows(tmp_path: Path, database: str) -> None:
-    settings = {"database.dsn": database}
+    settings = {"database.dsn": database, "keys.dir": str(tmp_path / "keys")}
     with tracker(tmp_path / "one", settings) as one, tracker(tmp_path / "two", settings) as two:
         Client(one).push("acme/api", "1", IMAGE)
         announce(one, node(1, (), (DIGEST,), zone="here"))
@@ -56,7 +56,7 @@ def test_what_one_is_told_the_other_knows(tmp_path: Path, database: str) -> None
 
 
 def test_a_crowd_that_comes_at_once_finds_itself_across_processes(tmp_path: Path, database: str) -> None:
-    settings = {"database.dsn": database}
+    settings = {"database.dsn": database, "keys.dir": str(tmp_path / "keys")}
     with tracker(tmp_path / "one", settings) as one, tracker(tmp_path / "two", settings) as two:
         Client(one).push("acme/api", "1", IMAGE)
 

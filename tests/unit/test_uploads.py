@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncIterator, Callable
 from typing import Any, cast
 
 import pytest
@@ -55,11 +55,10 @@ class World:
         if self.dead:
             raise Crash
 
-    async def add_blob(
-        self, repository: str, blob: Metainfo, name: str, _by: By, *, upload: Lease | None = None
-    ) -> str:
+    async def add_blob(self, repository: str, blob: Metainfo, name: str, by: By, *, upload: Lease | None = None) -> str:
         await trio.lowlevel.checkpoint()
         self.step("add_blob")
+        assert by == BY
         if self.refuse is not None:
             raise self.refuse
         assert upload is not None
@@ -125,9 +124,8 @@ async def survive(call: Callable[[], Any]) -> Any:
 
 
 @pytest.fixture(autouse=True)
-def small_steps(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def small_steps(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(intake, "CHECKPOINT", 1000)
-    yield
 
 
 @settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -182,7 +180,7 @@ async def test_a_dead_process_loses_no_more_than_the_last_bytes_of_a_long_reques
     uploads = world.process()
     session = await uploads.open(REPO, "sha256", BY)
 
-    async def endless() -> Any:
+    async def endless() -> AsyncIterator[bytes]:
         yield DATA[: 2 * PIECE_SIZE]
         while (await world.sessions.get(REPO, session.id)).size < 2 * PIECE_SIZE:  # type: ignore[union-attr]
             await trio.lowlevel.checkpoint()
@@ -244,10 +242,9 @@ async def test_a_request_waits_a_short_while_for_another_and_is_then_refused(
             assert "Retry-After" in caught.value.headers
             assert 3.0 <= trio.current_time() - before < 4.0
     for uploads in (one, two):
-        async with trio.open_nursery() as nursery:
-            async with one.hold(REPO, session.id):
-                nursery.start_soon(send, uploads, session, b"x")
-                await trio.sleep(1)
+        async with trio.open_nursery() as nursery, one.hold(REPO, session.id):
+            nursery.start_soon(send, uploads, session, b"x")
+            await trio.sleep(1)
     assert (await one.get(REPO, session.id)).size == 2
 
 
@@ -271,12 +268,16 @@ async def test_who_was_stopped_for_long_finds_that_another_has_it(autojump_clock
     one, two = world.process(), world.process()
     session = await one.open(REPO, "sha256", BY)
     async with trio.open_nursery() as nursery:
-        with pytest.raises(RequestError) as caught:
+
+        async def hangs() -> None:
             async with one.hold(REPO, session.id):
-                await trio.sleep(2 * LEASE)  # nothing renews: the process hangs
+                await trio.sleep(2 * LEASE)  # nothing renews
                 assert await send(two, session, b"x") == 1
                 nursery.start_soon(one.run)
                 await trio.sleep_forever()
+
+        with pytest.raises(RequestError) as caught:
+            await hangs()
         assert caught.value.status == 409
         nursery.cancel_scope.cancel()
     assert (await one.get(REPO, session.id)).size == 1
@@ -438,7 +439,7 @@ async def test_too_many_requests_with_bytes_at_a_time(autojump_clock: trio.testi
     uploads = world.process(Limits(active=1))
     sessions = [await uploads.open(REPO, "sha256", BY) for _ in range(2)]
 
-    async def stalls() -> Any:
+    async def stalls() -> AsyncIterator[bytes]:
         yield b"a"
         await trio.sleep_forever()
 

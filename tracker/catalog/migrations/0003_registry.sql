@@ -169,3 +169,10 @@ create unlogged table throttles (
     count integer not null,
     until timestamptz not null
 );
+
+-- The public root key of the trackers that use this database, written by the first of them: claims that another one
+-- signed would be refused by the nodes.
+create table root_key (
+    only_row boolean primary key default true check (only_row),
+    public text not null
+);
