@@ -23,6 +23,7 @@ class Account:
     def __init__(self, username: str, password: str) -> None:
         if not password or ":" in username:
             raise ValueError("an account needs a password, and ':' cannot stand in a username")
+        self.name = username
         # Compared as one string: a wrong name takes as long as a wrong password.
         self._pair = f"{username}:{password}".encode()
 

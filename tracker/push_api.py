@@ -4,17 +4,14 @@ Paths are taken apart by ``oci/reference``. Who may do what is decided here, bef
 credentials are refused everywhere; writing needs the account; reading is open to all where ``anonymous_pull`` is set.
 The ping always wants credentials where there is an account, because docker sends none unless the ping asked for them.
 
-Not here yet: deleting, referrers and the catalog of repositories. As long as there is no referrers endpoint, no
-``OCI-Subject`` is sent: without it clients keep the list of referrers themselves, under a tag.
+``OCI-Subject`` is sent for a manifest with a subject, so that clients leave the list of referrers to us; what they kept
+under a fallback tag before is in the list all the same.
 """
 
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
 from typing import Final
-from urllib.parse import quote, urlencode
-
-import msgspec
 
 from p2pregistry.content.metainfo import BlobRef
 from p2pregistry.digest import Digest
@@ -30,16 +27,16 @@ from p2pregistry.store.base import BlobStore
 from p2pregistry.trust.claims import ManifestClaim
 from tracker.accounts import Account, authenticate, unauthorized
 from tracker.catalog.base import Catalog, ManifestRecord, NewManifest
+from tracker.list_api import JSON as _JSON
+from tracker.list_api import Lists
+from tracker.removal_api import Removal
 from tracker.upload_api import UploadApi
 from tracker.uploads import Uploads
 
 #: Turns a claim into a signed token.
 SignClaim = Callable[[ManifestClaim], str]
 
-#: Tags in one answer, at most.
-MAX_TAGS: Final = 1000
 _API_VERSION: Final[tuple[str, str]] = ("Docker-Distribution-Api-Version", "registry/2.0")
-_JSON: Final[tuple[str, str]] = ("Content-Type", "application/json")
 _READS: Final = ("GET", "HEAD")
 
 
@@ -60,6 +57,8 @@ class RegistryApi:
         self._catalog = catalog
         self._store = store
         self._uploads = UploadApi(catalog, uploads)
+        self._lists = Lists(catalog)
+        self._removal = Removal(catalog, lambda: "" if account is None else account.name)
         self._sign = sign
         self._account = account
         self._anonymous_pull = anonymous_pull
@@ -110,14 +109,19 @@ class RegistryApi:
                 return dict.fromkeys(_READS, _base)
             case "manifest":
                 read = dict.fromkeys(_READS, lambda: self._get_manifest(name, reference, request))
-                return {**read, "PUT": lambda: self._put_manifest(name, reference, request)}
+                return {
+                    **read,
+                    "PUT": lambda: self._put_manifest(name, reference, request),
+                    "DELETE": lambda: self._removal.manifest(name, reference, request),
+                }
             case "blob":
                 return {
                     "GET": lambda: self._get_blob(name, Digest.parse(reference), request),
                     "HEAD": lambda: self._head_blob(name, Digest.parse(reference)),
+                    "DELETE": lambda: self._removal.blob(name, Digest.parse(reference), request),
                 }
             case "tags":
-                return dict.fromkeys(_READS, lambda: self._tags(name, request))
+                return dict.fromkeys(_READS, lambda: self._lists.tags(name, request))
             case "uploads":
                 return {"POST": lambda: uploads.start(name, request)}
             case "upload":
@@ -128,9 +132,9 @@ class RegistryApi:
                     "DELETE": lambda: uploads.cancel(name, reference),
                 }
             case "referrers":
-                raise NotFound("UNSUPPORTED", "this registry does not list referrers")
+                return dict.fromkeys(_READS, lambda: self._lists.referrers(name, Digest.parse(reference), request))
             case "catalog":
-                return {}
+                return dict.fromkeys(_READS, lambda: self._lists.repositories(request))
 
     # --------------------------------------------------------------------------------------------------------- blobs
 
@@ -191,6 +195,8 @@ class RegistryApi:
         )
         headers = [("Location", f"/v2/{repository}/manifests/{digest}"), ("Docker-Content-Digest", str(digest))]
         headers += [("OCI-Tag", tag) for tag in extra]
+        if manifest.subject is not None:
+            headers.append(("OCI-Subject", str(manifest.subject.digest)))
         return Response(201, headers)
 
     async def _manifest_body(self, request: Request) -> bytes:
@@ -203,31 +209,9 @@ class RegistryApi:
                 "MANIFEST_INVALID", f"a manifest may have {self._manifest_limit} bytes", status=413
             ) from err
 
-    # ---------------------------------------------------------------------------------------------------------- tags
-
-    async def _tags(self, repository: str, request: Request) -> Response:
-        asked, last = request.param("n"), request.param("last") or ""
-        limit = MAX_TAGS if asked is None else min(_number(asked), MAX_TAGS)
-        if last:
-            check_tag(last)
-        # one more than asked for tells whether there is a next page; with n=0 the question is only whether it exists
-        found = await self._catalog.tags(repository, after=last, limit=limit + 1)
-        tags = found[:limit]
-        headers: list[tuple[str, str]] = [_JSON]
-        if tags and len(found) > limit:
-            query = urlencode({"n": limit, "last": tags[-1]}, quote_via=quote)
-            headers.append(("Link", f'</v2/{repository}/tags/list?{query}>; rel="next"'))
-        return Response(200, headers, msgspec.json.encode({"name": repository, "tags": tags}))
-
 
 async def _base() -> Response:
     return Response(200, [_JSON], b"{}")
-
-
-def _number(text: str) -> int:
-    if not (text.isascii() and text.isdigit() and len(text) <= 18):
-        raise RequestError("UNSUPPORTED", "n is a number of tags", status=400, detail={"n": text[:100]})
-    return int(text)
 
 
 def _blob_headers(digest: Digest) -> list[tuple[str, str]]:
@@ -254,4 +238,7 @@ def _new_manifest(digest: Digest, manifest: Manifest, body: bytes) -> NewManifes
         body,
         tuple(item.digest for item in manifest.required_blobs()),
         tuple(item.digest for item in manifest.children()),
+        None if manifest.subject is None else manifest.subject.digest,
+        manifest.referrer_type(),
+        manifest.annotations,
     )

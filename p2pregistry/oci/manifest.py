@@ -50,6 +50,12 @@ class Manifest:
     manifests: tuple[Descriptor, ...]
     subject: Descriptor | None
     artifact_type: str | None
+    annotations: dict[str, str] | None = None
+
+    def referrer_type(self) -> str | None:
+        """The artifact type that a list of referrers states: its own, else that of the config; an index has none
+        (distribution-spec, "Listing Referrers")."""
+        return self.artifact_type or (self.config.media_type if self.config else None)
 
     def required_blobs(self) -> tuple[Descriptor, ...]:
         """The blobs that must be in the repository: config and layers, but not layers kept elsewhere; each once."""
@@ -80,6 +86,7 @@ class _Manifest(msgspec.Struct):
     manifests: list[_Descriptor] | None = None
     subject: _Descriptor | None = None
     artifactType: str | None = None  # noqa: N815
+    annotations: dict[str, str] | None = None
 
 
 _decoder = msgspec.json.Decoder(_Manifest)
@@ -164,4 +171,5 @@ def parse_manifest(body: bytes, content_type: str | None = None) -> Manifest:
         _list(raw.manifests, "manifests"),
         _descriptor(raw.subject, "subject") if raw.subject else None,
         raw.artifactType,
+        raw.annotations,
     )

@@ -14,7 +14,7 @@ from p2pregistry.content.metainfo import Metainfo
 from p2pregistry.digest import Digest
 from p2pregistry.oci.media import DOCKER_MANIFEST, OCI_INDEX, OCI_MANIFEST
 from p2pregistry.testing.handlers import ScriptedBody, call
-from p2pregistry.testing.tracker_api import AUTHORIZATION, Registry, manifest_of, registry
+from p2pregistry.testing.tracker_api import AUTHORIZATION, USER, Registry, manifest_of, registry
 
 REPO = "acme/api"
 EMPTY = Digest.of(b"")
@@ -382,9 +382,95 @@ async def test_a_missing_subject_is_accepted(tmp_path: Path) -> None:
         body = manifest_of(b"{}", subject=subject)
         answer = await api("PUT", f"/v2/{REPO}/manifests/sig", body, headers=[("Content-Type", OCI_MANIFEST)])
         assert answer.status == 201
-        # without a referrers endpoint this header would stop clients from keeping the list themselves
-        assert "oci-subject" not in answer.headers
-        assert (await api("GET", f"/v2/{REPO}/referrers/{Digest.of(b'gone')}")).status == 404
+        assert answer.headers["oci-subject"] == str(Digest.of(b"gone")), "clients leave the list of referrers to us"
+        listed = await api("GET", f"/v2/{REPO}/referrers/{Digest.of(b'gone')}")
+        assert [entry["digest"] for entry in listed.json()["manifests"]] == [str(Digest.of(body))]
+
+
+async def _push_referrer(api: Registry, subject: Digest, **more: object) -> dict[str, object]:
+    """Push an artifact about ``subject``; what a list of referrers should say of it."""
+    await api.push_blob(REPO, b"{}")
+    about = {"mediaType": OCI_MANIFEST, "digest": str(subject), "size": 4}
+    body = manifest_of(b"{}", subject=about, **more)
+    digest = Digest.of(body)
+    answer = await api("PUT", f"/v2/{REPO}/manifests/{digest}", body, headers=[("Content-Type", OCI_MANIFEST)])
+    assert answer.status == 201
+    return {"mediaType": OCI_MANIFEST, "digest": str(digest), "size": len(body)}
+
+
+async def test_referrers_are_listed_with_type_and_annotations_and_by_type(tmp_path: Path) -> None:
+    async with registry(tmp_path) as api:
+        subject = Digest.of(b"gone")
+        first = await _push_referrer(api, subject, artifactType="application/vnd.sbom", annotations={"a": "b"})
+        second = await _push_referrer(api, subject)
+        answer = await api("GET", f"/v2/{REPO}/referrers/{subject}")
+        assert answer.headers["content-type"] == OCI_INDEX
+        assert (answer.json()["schemaVersion"], answer.json()["mediaType"]) == (2, OCI_INDEX)
+        listed = {entry["digest"]: entry for entry in answer.json()["manifests"]}
+        assert listed[first["digest"]] == {**first, "artifactType": "application/vnd.sbom", "annotations": {"a": "b"}}
+        config = json.loads(manifest_of(b"{}"))["config"]["mediaType"]
+        assert listed[second["digest"]] == {**second, "artifactType": config}
+        one = await api("GET", f"/v2/{REPO}/referrers/{subject}?artifactType=application/vnd.sbom")
+        assert one.headers["oci-filters-applied"] == "artifactType"
+        assert [entry["digest"] for entry in one.json()["manifests"]] == [first["digest"]]
+
+
+async def test_what_a_client_kept_under_a_fallback_tag_is_listed_too_once(tmp_path: Path) -> None:
+    async with registry(tmp_path) as api:
+        subject = Digest.of(b"gone")
+        known = await _push_referrer(api, subject, artifactType="t/new")
+        old = {"mediaType": OCI_MANIFEST, "digest": known["digest"], "size": known["size"], "artifactType": "t/old"}
+        index = json.dumps({"schemaVersion": 2, "mediaType": OCI_INDEX, "manifests": [old]}).encode()
+        path = f"/v2/{REPO}/manifests/sha256-{subject.hex}"
+        assert (await api("PUT", path, index, headers=[("Content-Type", OCI_INDEX)])).status == 201
+        listed = (await api("GET", f"/v2/{REPO}/referrers/{subject}")).json()["manifests"]
+        assert listed == [{**known, "artifactType": "t/new"}], "what the manifest itself says counts"
+        assert (await api("DELETE", f"/v2/{REPO}/manifests/{known['digest']}")).status == 202
+        assert (await api("GET", f"/v2/{REPO}/referrers/{subject}")).json()["manifests"] == [old]
+        assert (await api("GET", f"/v2/{REPO}/referrers/{subject}?artifactType=t/x")).json()["manifests"] == []
+
+
+async def test_referrers_of_nothing_are_an_empty_index(tmp_path: Path) -> None:
+    async with registry(tmp_path) as api:
+        for name in (REPO, "no/such/repository"):
+            answer = await api("GET", f"/v2/{name}/referrers/{Digest.of(b'x')}")
+            assert (answer.status, answer.json()["manifests"]) == (200, [])
+        assert (await api("GET", f"/v2/{REPO}/referrers/latest")).code == "DIGEST_INVALID"
+
+
+async def test_deleting_tags_manifests_and_blobs(tmp_path: Path) -> None:
+    async with registry(tmp_path) as api:
+        digest, body = await api.push_image(REPO, "1", b"layer")
+        layer = f"/v2/{REPO}/blobs/{Digest.of(b'layer')}"
+        await api("PUT", f"/v2/{REPO}/manifests/2", body, headers=[("Content-Type", OCI_MANIFEST)])
+        assert (await api("DELETE", f"/v2/{REPO}/manifests/1")).status == 202
+        assert (await api("GET", f"/v2/{REPO}/manifests/1")).code == "MANIFEST_UNKNOWN"
+        assert (await api("GET", f"/v2/{REPO}/manifests/2")).body == body
+        refused = await api("DELETE", layer)
+        assert (refused.status, refused.code) == (405, "UNSUPPORTED"), "a manifest refers to it"
+        assert (await api("DELETE", f"/v2/{REPO}/manifests/{digest}")).status == 202
+        assert (await api("GET", f"/v2/{REPO}/tags/list")).json()["tags"] == []
+        assert (await api("DELETE", layer)).status == 202
+        assert (await api("GET", layer)).code == "BLOB_UNKNOWN"
+        for path in ("manifests/1", f"manifests/{digest}"):
+            assert (await api("DELETE", f"/v2/{REPO}/{path}")).code == "MANIFEST_UNKNOWN"
+        assert (await api("DELETE", layer)).code == "BLOB_UNKNOWN"
+        assert {action for _, action, _ in api.catalog.written} == {"tag.delete", "manifest.delete", "blob.delete"}
+        assert {by.actor for by, _, _ in api.catalog.written} == {USER}
+
+
+async def test_repositories_in_pages(tmp_path: Path) -> None:
+    async with registry(tmp_path) as api:
+        for name in ("b", "a/b", "a", "c"):
+            await api.push_blob(name, b"x")
+        assert (await api("GET", "/v2/_catalog")).json() == {"repositories": ["a", "a/b", "b", "c"]}
+        first = await api("GET", "/v2/_catalog?n=2")
+        assert first.json() == {"repositories": ["a", "a/b"]}
+        assert first.headers["link"] == '</v2/_catalog?n=2&last=a%2Fb>; rel="next"'
+        last = await api("GET", "/v2/_catalog?n=2&last=a%2Fb")
+        assert last.json() == {"repositories": ["b", "c"]}
+        assert "link" not in last.headers
+        assert (await api("GET", "/v2/_catalog?n=0")).json() == {"repositories": []}
 
 
 async def test_tags_in_pages(tmp_path: Path) -> None:
@@ -511,9 +597,13 @@ _GOOD = manifest_of(b"c", b"l")
         ("GET", "/v2/a/tags/list?n=%C2%B2", b"", (), 400, "UNSUPPORTED"),
         ("GET", "/v2/a/tags/list?n=" + "9" * 5000, b"", (), 400, "UNSUPPORTED"),
         ("GET", "/v2/a/tags/list?last=%00", b"", (), 400, "MANIFEST_INVALID"),
-        ("GET", "/v2/_catalog", b"", (), 405, "UNSUPPORTED"),
-        ("DELETE", f"/v2/a/blobs/{_D}", b"", (), 405, "UNSUPPORTED"),
-        ("DELETE", "/v2/a/manifests/1", b"", (), 405, "UNSUPPORTED"),
+        ("POST", "/v2/_catalog", b"", (), 405, "UNSUPPORTED"),
+        ("GET", "/v2/_catalog?n=x", b"", (), 400, "UNSUPPORTED"),
+        ("DELETE", f"/v2/a/blobs/{_D}", b"", (), 404, "BLOB_UNKNOWN"),
+        ("DELETE", "/v2/a/manifests/1", b"", (), 404, "MANIFEST_UNKNOWN"),
+        ("DELETE", "/v2/a/tags/list", b"", (), 405, "UNSUPPORTED"),
+        ("GET", "/v2/a/referrers/latest", b"", (), 400, "DIGEST_INVALID"),
+        ("GET", f"/v2/a/referrers/{_D}?last=x", b"", (), 400, "DIGEST_INVALID"),
         ("POST", "/v2/", b"", (), 405, "UNSUPPORTED"),
         ("BREW", "/v2/a/manifests/1", b"", (), 405, "UNSUPPORTED"),
         ("POST", "/v2/a/blobs/uploads/?digest=nonsense", b"x", (), 400, "DIGEST_INVALID"),

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
 from p2pregistry.content.metainfo import BlobRef, Metainfo
 from p2pregistry.digest import Digest
+from p2pregistry.errors import RequestError
+from tracker.catalog.trail import By
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,13 +25,40 @@ class ManifestRecord:
 @dataclass(frozen=True, slots=True)
 class NewManifest:
     """A manifest on its way in. ``blobs`` and ``manifests`` are what it refers to and must be in the repository:
-    neither foreign layers nor a subject. The claim names the blobs."""
+    neither foreign layers nor a subject. The claim names the blobs.
+
+    ``subject``: the manifest that this one is about, there or not. ``artifact_type`` and ``annotations`` are what the
+    list of its referrers says of this one."""
 
     digest: Digest
     media_type: str
     body: bytes
     blobs: tuple[Digest, ...]
     manifests: tuple[Digest, ...]
+    subject: Digest | None = None
+    artifact_type: str | None = None
+    annotations: Mapping[str, str] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Referrer:
+    """A manifest whose subject is another; ``size`` in bytes."""
+
+    digest: Digest
+    media_type: str
+    size: int
+    artifact_type: str | None
+    annotations: Mapping[str, str] | None
+
+
+def still_referred_to(digest: Digest) -> RequestError:
+    """The refusal of ``delete_blob``."""
+    return RequestError(
+        "UNSUPPORTED",
+        "a manifest of this repository refers to this blob; delete the manifest first",
+        status=405,
+        detail={"digest": str(digest)},
+    )
 
 
 #: Signs a claim for a manifest; called with the blobs it may name, in the order of the manifest, without duplicates.
@@ -79,3 +108,30 @@ class Catalog(Protocol):
 
     async def tags(self, repository: str, *, after: str = "", limit: int = 1000) -> list[str]:
         """Tags in ASCII order, those greater than ``after``. Raises NotFound (NAME_UNKNOWN)."""
+
+    async def repositories(self, *, after: str = "", limit: int = 1000) -> list[str]:
+        """Names of repositories in ASCII order, those greater than ``after``."""
+
+    async def referrers(
+        self,
+        repository: str,
+        subject: Digest,
+        *,
+        artifact_type: str | None = None,
+        after: Digest | None = None,
+        limit: int,
+    ) -> list[Referrer]:
+        """Manifests of this repository whose subject is ``subject``, by digest; of one artifact type, if one is given.
+        Of a repository that does not exist: none."""
+
+    async def delete_tag(self, repository: str, tag: str, by: By) -> bool:
+        """Remove a tag; the manifest stays. False if it is not there."""
+
+    async def delete_manifest(self, repository: str, digest: Digest, by: By) -> bool:
+        """Remove a manifest from this repository, with its tags. An index that refers to it stays, with a hole. False
+        if it is not there."""
+
+    async def delete_blob(self, repository: str, digest: Digest, by: By) -> bool:
+        """Remove a blob from this repository. False if it is not there.
+
+        Raises RequestError (UNSUPPORTED, status 405) while a manifest of the repository refers to it."""

@@ -10,7 +10,9 @@ import trio
 from p2pregistry.content.metainfo import BlobRef, Metainfo
 from p2pregistry.digest import Digest
 from p2pregistry.errors import NotFound, RequestError
-from tracker.catalog.base import ManifestRecord, NewManifest, Sign
+from tracker.catalog.base import ManifestRecord, NewManifest, Referrer, Sign, still_referred_to
+from tracker.catalog.keys import digest_key
+from tracker.catalog.trail import By
 
 
 @dataclass(slots=True)
@@ -18,6 +20,7 @@ class _Stored:
     record: ManifestRecord
     blobs: frozenset[Digest]
     number: int
+    pushed: NewManifest
 
 
 @dataclass(slots=True)
@@ -34,6 +37,8 @@ class MemoryCatalog:
         self._blobs: dict[Digest, Metainfo] = {}
         self._repositories: dict[str, _Repository] = {}
         self._claims = 0
+        #: who did what, where: the actions of the audit log
+        self.written: list[tuple[By, str, str]] = []
 
     def _open(self, repository: str) -> _Repository:
         return self._repositories.setdefault(repository, _Repository())
@@ -84,7 +89,7 @@ class MemoryCatalog:
         record = ManifestRecord(manifest.digest, media_type, manifest.body, claim)
         self._claims += 1
         self._repositories[repository] = found
-        found.manifests[manifest.digest] = _Stored(record, frozenset(blobs), self._claims)
+        found.manifests[manifest.digest] = _Stored(record, frozenset(blobs), self._claims, manifest)
         found.tags.update(dict.fromkeys(tags, manifest.digest))
         return record
 
@@ -118,3 +123,61 @@ class MemoryCatalog:
         if found is None:
             raise NotFound("NAME_UNKNOWN", "no such repository", detail={"name": repository})
         return sorted(tag for tag in found.tags if tag > after)[: max(0, limit)]
+
+    async def repositories(self, *, after: str = "", limit: int = 1000) -> list[str]:
+        await trio.lowlevel.checkpoint()
+        return sorted(name for name in self._repositories if name > after)[: max(0, limit)]
+
+    async def referrers(
+        self,
+        repository: str,
+        subject: Digest,
+        *,
+        artifact_type: str | None = None,
+        after: Digest | None = None,
+        limit: int,
+    ) -> list[Referrer]:
+        await trio.lowlevel.checkpoint()
+        found = [
+            Referrer(
+                one.record.digest,
+                one.record.media_type,
+                len(one.record.body),
+                one.pushed.artifact_type,
+                one.pushed.annotations,
+            )
+            for one in self._open_manifests(repository)
+            if one.pushed.subject == subject
+        ]
+        found = [one for one in found if artifact_type is None or one.artifact_type == artifact_type]
+        found.sort(key=lambda one: digest_key(one.digest))
+        later = [one for one in found if after is None or digest_key(one.digest) > digest_key(after)]
+        return later[: max(0, limit)]
+
+    async def delete_tag(self, repository: str, tag: str, by: By) -> bool:
+        await trio.lowlevel.checkpoint()
+        found = self._repositories.get(repository)
+        if found is None or found.tags.pop(tag, None) is None:
+            return False
+        self.written.append((by, "tag.delete", repository))
+        return True
+
+    async def delete_manifest(self, repository: str, digest: Digest, by: By) -> bool:
+        await trio.lowlevel.checkpoint()
+        found = self._repositories.get(repository)
+        if found is None or found.manifests.pop(digest, None) is None:
+            return False
+        found.tags = {tag: target for tag, target in found.tags.items() if target != digest}
+        self.written.append((by, "manifest.delete", repository))
+        return True
+
+    async def delete_blob(self, repository: str, digest: Digest, by: By) -> bool:
+        await trio.lowlevel.checkpoint()
+        found = self._repositories.get(repository)
+        if found is None or digest not in found.blobs:
+            return False
+        if any(digest in one.blobs for one in found.manifests.values()):
+            raise still_referred_to(digest)
+        found.blobs.discard(digest)
+        self.written.append((by, "blob.delete", repository))
+        return True

@@ -5,12 +5,16 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import Final
 
+from psycopg.types.json import Jsonb
+
 from p2pregistry.content.metainfo import BlobRef, Metainfo
 from p2pregistry.digest import Digest
 from p2pregistry.errors import NotFound, RequestError
-from tracker.catalog.base import ManifestRecord, NewManifest, Sign
+from tracker.catalog import removal
+from tracker.catalog.base import ManifestRecord, NewManifest, Referrer, Sign
 from tracker.catalog.keys import digest_key as _key
 from tracker.catalog.keys import key_digest as _digest
+from tracker.catalog.trail import By
 from tracker.db import Connection, Db
 
 _BLOB: Final = """
@@ -54,6 +58,14 @@ _TAGS: Final = """
 select t.name from repositories r left join tags t on t.repository_id = r.id and t.name > %s
 where r.name = %s order by t.name limit %s
 """
+_REPOSITORIES: Final = "select name from repositories where name > %s order by name limit %s"
+_REFERRERS: Final = """
+select m.digest, rm.media_type, octet_length(m.body), rm.artifact_type, rm.annotations from repositories r
+join repository_manifests rm on rm.repository_id = r.id and rm.subject = %s
+join manifests m on m.id = rm.manifest_id
+where r.name = %s and (%s::text is null or rm.artifact_type = %s) and (%s::bytea is null or m.digest > %s::bytea)
+order by m.digest limit %s
+"""
 # The key-share lock keeps a garbage collector from removing the rows before this transaction refers to them.
 _BLOBS_HERE: Final = """
 select b.id, b.digest, b.size, b.root from blobs b join repository_blobs rb on rb.blob_id = b.id
@@ -64,8 +76,9 @@ select m.id, m.digest from manifests m join repository_manifests rm on rm.manife
 where rm.repository_id = %s and m.digest = any(%s::bytea[]) for key share of rm
 """
 _PUT_MANIFEST: Final = """
-insert into repository_manifests (repository_id, manifest_id, media_type, claim, claim_number)
-values (%s, %s, %s, %s, nextval('claim_numbers'))
+insert into repository_manifests (
+    repository_id, manifest_id, media_type, claim, claim_number, subject, artifact_type, annotations
+) values (%s, %s, %s, %s, nextval('claim_numbers'), %s, %s, %s)
 on conflict (repository_id, manifest_id) do update set claim = excluded.claim, claim_number = excluded.claim_number
 returning media_type
 """
@@ -127,6 +140,29 @@ class PostgresCatalog:
 
     async def tags(self, repository: str, *, after: str = "", limit: int = 1000) -> list[str]:
         return await self._db.query(_tags, repository, after, limit)
+
+    async def repositories(self, *, after: str = "", limit: int = 1000) -> list[str]:
+        return await self._db.query(_repositories, after, limit)
+
+    async def referrers(
+        self,
+        repository: str,
+        subject: Digest,
+        *,
+        artifact_type: str | None = None,
+        after: Digest | None = None,
+        limit: int,
+    ) -> list[Referrer]:
+        return await self._db.query(_referrers, repository, subject, artifact_type, after, limit)
+
+    async def delete_tag(self, repository: str, tag: str, by: By) -> bool:
+        return await self._db.tx(removal.delete_tag, repository, tag, by)
+
+    async def delete_manifest(self, repository: str, digest: Digest, by: By) -> bool:
+        return await self._db.tx(removal.delete_manifest, repository, digest, by)
+
+    async def delete_blob(self, repository: str, digest: Digest, by: By) -> bool:
+        return await self._db.tx(removal.delete_blob, repository, digest, by)
 
 
 def _repository(connection: Connection, name: str) -> int:
@@ -200,7 +236,12 @@ def _put_manifest(
     blobs, children = _references(connection, repository_id, manifest)
     manifest_id = _store_body(connection, manifest)
     claim = sign([ref for _, ref in blobs])
-    row = connection.execute(_PUT_MANIFEST, (repository_id, manifest_id, manifest.media_type, claim)).fetchone()
+    about = (
+        None if manifest.subject is None else _key(manifest.subject),
+        manifest.artifact_type,
+        None if manifest.annotations is None else Jsonb(dict(manifest.annotations)),
+    )
+    row = connection.execute(_PUT_MANIFEST, (repository_id, manifest_id, manifest.media_type, claim, *about)).fetchone()
     assert row is not None
     _replace(
         connection, "manifest_blobs", "manifest_id", "blob_id", (repository_id, manifest_id), [i for i, _ in blobs]
@@ -290,3 +331,21 @@ def _tags(connection: Connection, repository: str, after: str, limit: int) -> li
         raise NotFound("NAME_UNKNOWN", "no such repository", detail={"name": repository})
     # One row without a name: the repository is there, a tag is not.
     return [name for (name,) in rows if name is not None][: max(0, limit)]
+
+
+def _repositories(connection: Connection, after: str, limit: int) -> list[str]:
+    return [name for (name,) in connection.execute(_REPOSITORIES, (_after(after), max(0, limit))).fetchall()]
+
+
+def _referrers(
+    connection: Connection,
+    repository: str,
+    subject: Digest,
+    artifact_type: str | None,
+    after: Digest | None,
+    limit: int,
+) -> list[Referrer]:
+    last = None if after is None else _key(after)
+    parameters = (_key(subject), repository, artifact_type, artifact_type, last, last, max(0, limit))
+    rows = connection.execute(_REFERRERS, parameters).fetchall()
+    return [Referrer(_digest(key), media_type, size, kind, notes) for key, media_type, size, kind, notes in rows]

@@ -1,0 +1,64 @@
+"""Removing tags, manifests and blobs from a repository, in Postgres.
+
+Bytes stay: what nothing refers to any more is for the garbage collector.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+from psycopg.errors import ForeignKeyViolation
+
+from p2pregistry.digest import Digest
+from tracker.catalog.base import still_referred_to
+from tracker.catalog.keys import digest_key
+from tracker.catalog.trail import By, record
+from tracker.db import Connection
+
+_TAG: Final = """
+delete from tags t using repositories r, manifests m
+where r.id = t.repository_id and m.id = t.manifest_id and r.name = %s and t.name = %s
+returning digest_text(m.digest)
+"""
+_TAGS_OF: Final = """
+delete from tags t using repositories r, manifests m
+where r.id = t.repository_id and m.id = t.manifest_id and r.name = %s and m.digest = %s
+returning t.name
+"""
+_MANIFEST: Final = """
+delete from repository_manifests rm using repositories r, manifests m
+where r.id = rm.repository_id and m.id = rm.manifest_id and r.name = %s and m.digest = %s
+"""
+_BLOB: Final = """
+delete from repository_blobs rb using repositories r, blobs b
+where r.id = rb.repository_id and b.id = rb.blob_id and r.name = %s and b.digest = %s
+"""
+
+
+def delete_tag(connection: Connection, repository: str, tag: str, by: By) -> bool:
+    """See Catalog."""
+    row = connection.execute(_TAG, (repository, tag)).fetchone()
+    if row is None:
+        return False
+    record(connection, by, "tag.delete", repository, reference=tag, digest=row[0])
+    return True
+
+
+def delete_manifest(connection: Connection, repository: str, digest: Digest, by: By) -> bool:
+    """See Catalog. A tag that another transaction points at the manifest meanwhile makes one of the two fail."""
+    tags = sorted(name for (name,) in connection.execute(_TAGS_OF, (repository, digest_key(digest))).fetchall())
+    if connection.execute(_MANIFEST, (repository, digest_key(digest))).rowcount == 0:
+        return False
+    record(connection, by, "manifest.delete", repository, digest=str(digest), detail={"tags": tags})
+    return True
+
+
+def delete_blob(connection: Connection, repository: str, digest: Digest, by: By) -> bool:
+    """See Catalog."""
+    try:
+        gone = connection.execute(_BLOB, (repository, digest_key(digest))).rowcount
+    except ForeignKeyViolation as err:
+        raise still_referred_to(digest) from err
+    if gone:
+        record(connection, by, "blob.delete", repository, digest=str(digest))
+    return bool(gone)
