@@ -9,11 +9,13 @@ with an upload reads what is there), and that at last become the object of the s
 
 from __future__ import annotations
 
+import re
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Final, Protocol
 
 from p2pregistry.serve.http import BlobSlice, Stream
+from p2pregistry.store.base import OpenBytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,25 +55,23 @@ class Draft(Protocol):
         """Let go of it, keeping what was flushed. Idempotent."""
 
 
-class Object(Protocol):
-    """A published object, open for reading: also a ``p2pregistry.store.base.Blob`` but for its digest."""
+class Object(OpenBytes, Protocol):
+    """A published object, open for reading. ``read_at`` raises LocalError, or NotFound (BLOB_UNKNOWN) where the store
+    finds out no sooner."""
 
-    @property
-    def size(self) -> int:
-        """Bytes."""
 
-    def fileno(self) -> int | None:
-        """A descriptor for sendfile, or None."""
+#: A part of a name.
+_PART: Final = re.compile(r"[a-z0-9_-][a-z0-9._-]*")
 
-    async def read_at(self, offset: int, length: int) -> bytes:
-        """Up to ``length`` bytes from ``offset``; fewer only at the end. Raises LocalError."""
 
-    def close(self) -> None:
-        """Idempotent."""
+def check_object_name(name: str) -> None:
+    """Raises ValueError for a name that no store takes."""
+    if not 0 < len(name) <= 200 or not all(_PART.fullmatch(part) for part in name.split("/")):
+        raise ValueError("a name is 1 to 200 of a-z 0-9 . _ - /, and none of its parts is empty or begins with a dot")
 
 
 class ObjectStore(Protocol):
-    """All names are 1 to 200 of ``a-z 0-9 . _ - /``, without empty, ``.`` or ``..`` parts (ValueError)."""
+    """Names are those of ``check_object_name`` (ValueError)."""
 
     async def draft(self, name: str, size: int) -> Draft:
         """The draft of this name with exactly ``size`` bytes: what was flushed beyond is dropped; 0 begins a new one.

@@ -30,7 +30,7 @@ from p2pregistry.serve import wire
 from p2pregistry.serve.body import NO_BODY, ClientGone, IncomingBody, NoBody
 from p2pregistry.serve.errors_json import answer_for, error_response
 from p2pregistry.serve.http import BlobSlice, Handler, Request, Response, Stream
-from p2pregistry.store.base import Blob, FilePart
+from p2pregistry.store.base import FilePart, OpenBytes
 
 _HEAD_READ: Final = 16 << 10
 #: Bytes per sendfile call. A page that is not in memory makes the call block the whole process, so not too many.
@@ -407,7 +407,7 @@ class Connection:
             await trio.lowlevel.checkpoint()
 
 
-async def _read_at(blob: Blob, offset: int, length: int) -> bytes:
+async def _read_at(blob: OpenBytes, offset: int, length: int) -> bytes:
     try:
         return await blob.read_at(offset, length)
     except Exception as err:  # whatever it is, the client must see a broken body

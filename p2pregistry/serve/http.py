@@ -13,7 +13,7 @@ from urllib.parse import parse_qsl, unquote
 
 from p2pregistry.errors import RequestError
 from p2pregistry.rate import Pace
-from p2pregistry.store.base import Blob, FilePart
+from p2pregistry.store.base import FilePart, OpenBytes
 
 Headers = Sequence[tuple[str, str]]
 
@@ -81,7 +81,7 @@ class Request:
 class BlobSlice:
     """A part of an open blob. The listener sends it with sendfile where it can, and closes the blob."""
 
-    blob: Blob
+    blob: OpenBytes
     offset: int
     length: int
     #: called with the number of bytes that went out, whether or not it was all

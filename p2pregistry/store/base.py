@@ -24,24 +24,28 @@ class FilePart:
     length: int
 
 
-class Blob(Protocol):
-    """A complete blob, open for reading. It stays readable until closed, whatever happens to its name."""
-
-    @property
-    def digest(self) -> Digest: ...
+class OpenBytes(Protocol):
+    """Complete bytes, open for reading. They stay readable until closed, whatever happens to their name."""
 
     @property
     def size(self) -> int:
         """Bytes."""
 
     def fileno(self) -> int | None:
-        """A file descriptor whose offsets are the blob's, for sendfile; None where bytes are not in a file."""
+        """A file descriptor whose offsets are those of the bytes, for sendfile; None where they are not in a file."""
 
     async def read_at(self, offset: int, length: int) -> bytes:
-        """Up to ``length`` bytes from ``offset``; fewer only at the end of the blob."""
+        """Up to ``length`` bytes from ``offset``; fewer only at the end."""
 
     def close(self) -> None:
         """Idempotent."""
+
+
+class Blob(OpenBytes, Protocol):
+    """A complete blob, open for reading."""
+
+    @property
+    def digest(self) -> Digest: ...
 
 
 class Staged(Protocol):

@@ -15,7 +15,6 @@ when no thread uses it.
 from __future__ import annotations
 
 import errno
-import fcntl
 import hashlib
 import os
 import re
@@ -29,6 +28,7 @@ import trio
 from p2pregistry.digest import ALGORITHMS, Digest
 from p2pregistry.errors import LocalError, NotFound
 from p2pregistry.store.base import Hasher
+from p2pregistry.store.descriptor import Descriptor, read, sync, write
 from p2pregistry.store.owner import check_directory, local_error, make_directory, own, sync_directory
 
 #: What a key of staged bytes looks like; a leading dot is kept for files of our own.
@@ -39,8 +39,6 @@ WORKERS = 16
 HASH_READ = 256 << 10
 _SEEK_DATA: int | None = getattr(os, "SEEK_DATA", None)
 _SEEK_HOLE: int | None = getattr(os, "SEEK_HOLE", None)
-#: darwin: fsync leaves bytes in the drive's cache, this does not
-_F_FULLFSYNC: int | None = getattr(fcntl, "F_FULLFSYNC", None)
 
 _T = TypeVar("_T")
 
@@ -51,37 +49,10 @@ def check_key(key: str) -> None:
         raise ValueError("a key of staged bytes is 1 to 150 of A-Z a-z 0-9 . _ - and does not begin with a dot")
 
 
-def _sync(fd: int) -> None:
-    if _F_FULLFSYNC is not None:
-        fcntl.fcntl(fd, _F_FULLFSYNC)
-    else:
-        os.fsync(fd)
-
-
-def _read(fd: int, offset: int, length: int) -> bytes:
-    """As much of ``length`` as there is: one pread may stop early."""
-    data = os.pread(fd, length, offset)
-    if len(data) == length or not data:
-        return data
-    parts = [data]
-    have = len(data)
-    while have < length and (data := os.pread(fd, length - have, offset + have)):
-        parts.append(data)
-        have += len(data)
-    return b"".join(parts)
-
-
-def _write(fd: int, offset: int, data: bytes | bytearray | memoryview) -> None:
-    with memoryview(data) as view, view.cast("B") as rest:
-        done = 0
-        while done < len(rest):
-            done += os.pwrite(fd, rest[done:], offset + done)
-
-
 def _write_verified(fd: int, offset: int, data: bytes | bytearray | memoryview, sha256: bytes) -> bool:
     if hashlib.sha256(data).digest() != sha256:
         return False
-    _write(fd, offset, data)
+    write(fd, offset, data)
     return True
 
 
@@ -114,46 +85,13 @@ def _extents(fd: int) -> list[tuple[int, int]]:
     return found
 
 
-class _Open:
-    """A descriptor that is closed when nobody is in a thread with it: its number may mean another file at once."""
-
-    def __init__(self, fd: int, limiter: trio.CapacityLimiter) -> None:
-        self.fd = fd
-        self.users = 0
-        self.closed = False
-        self._limiter = limiter
-
-    async def run(self, what: str, fn: Callable[..., _T], *args: object) -> _T:
-        """``fn(fd, *args)`` in a worker thread; OSError becomes LocalError or StorageFull."""
-        if self.closed:
-            raise RuntimeError("used after it was closed")
-        self.users += 1
-        try:
-            return await trio.to_thread.run_sync(fn, self.fd, *args, limiter=self._limiter)
-        except OSError as err:
-            raise local_error(what, err) from err
-        finally:
-            self.users -= 1
-            self._release()
-
-    def close(self) -> None:
-        if not self.closed:
-            self.closed = True
-            self._release()
-
-    def _release(self) -> None:
-        if self.closed and self.users == 0 and self.fd >= 0:
-            os.close(self.fd)
-            self.fd = -1
-
-
 class FileBlob:
     """A complete blob in a file; see Blob."""
 
     def __init__(self, digest: Digest, fd: int, size: int, limiter: trio.CapacityLimiter) -> None:
         self._digest = digest
         self._size = size
-        self._open = _Open(fd, limiter)
+        self._open = Descriptor(fd, limiter)
 
     @property
     def digest(self) -> Digest:
@@ -170,7 +108,7 @@ class FileBlob:
 
     async def read_at(self, offset: int, length: int) -> bytes:
         """See Blob. Raises LocalError when the disk fails."""
-        return await self._open.run("cannot read a blob", _read, offset, length)
+        return await self._open.run("cannot read a blob", read, offset, length)
 
     def close(self) -> None:
         self._open.close()
@@ -182,7 +120,7 @@ class FileStaged:
     def __init__(self, store: FileStore, key: str, fd: int) -> None:
         self._store = store
         self._key = key
-        self._open = _Open(fd, store.limiter)
+        self._open = Descriptor(fd, store.limiter)
         self._path = store.root / "partial" / key
 
     @property
@@ -190,13 +128,13 @@ class FileStaged:
         return self._key
 
     async def write_at(self, offset: int, data: bytes | bytearray | memoryview) -> None:
-        await self._open.run("cannot write to the disk", _write, offset, data)
+        await self._open.run("cannot write to the disk", write, offset, data)
 
     async def write_verified(self, offset: int, data: bytes | bytearray | memoryview, sha256: bytes) -> bool:
         return await self._open.run("cannot write to the disk", _write_verified, offset, data, sha256)
 
     async def read_at(self, offset: int, length: int) -> bytes:
-        return await self._open.run("cannot read staged bytes", _read, offset, length)
+        return await self._open.run("cannot read staged bytes", read, offset, length)
 
     async def hash_at(self, offset: int, length: int, hasher: Hasher) -> None:
         await self._open.run("cannot read staged bytes", _hash, offset, length, hasher)
@@ -235,7 +173,7 @@ class FileStaged:
 
 
 def _commit(fd: int, partial: Path, target: Path) -> None:
-    _sync(fd)
+    sync(fd)
     shard = target.parent
     if not shard.is_dir():
         make_directory(shard)
@@ -257,7 +195,7 @@ def _put(partial: Path, target: Path, data: bytes) -> None:
     fd = _open_partial(partial)
     try:
         os.ftruncate(fd, 0)
-        _write(fd, 0, data)
+        write(fd, 0, data)
         _commit(fd, partial, target)
     except BaseException:
         partial.unlink(missing_ok=True)

@@ -42,7 +42,7 @@ async def test_a_failed_commit_keeps_the_staged_bytes(tmp_path: Path, monkeypatc
             raise OSError(errno.ENOSPC, "full")
 
         with monkeypatch.context() as patch:
-            patch.setattr(files, "_sync", fail)
+            patch.setattr(files, "sync", fail)
             with pytest.raises(StorageFull):
                 await staged.commit(Digest.of(b"data"))
         assert await listed(store) == {}
@@ -122,14 +122,14 @@ async def test_closing_waits_for_the_thread(tmp_path: Path, monkeypatch: pytest.
         staged = await store.stage("k")
         entered, go = trio.Event(), trio.Event()
         token = trio.lowlevel.current_trio_token()
-        real = files._write
+        real = files.write
 
         def slow(fd: int, offset: int, data: bytes) -> None:
             trio.from_thread.run_sync(entered.set, trio_token=token)
             trio.from_thread.run(go.wait, trio_token=token)
             real(fd, offset, data)
 
-        monkeypatch.setattr(files, "_write", slow)
+        monkeypatch.setattr(files, "write", slow)
         async with trio.open_nursery() as nursery:
             nursery.start_soon(staged.write_at, 0, b"late")
             await entered.wait()

@@ -17,7 +17,8 @@ from p2pregistry.content.metainfo import Metainfo
 from p2pregistry.content.unixfs import PIECE_SIZE
 from p2pregistry.digest import Digest
 from p2pregistry.errors import LocalError, NotFound, RequestError, StorageFull
-from p2pregistry.testing.crashing_objects import Crash, CrashingObjects
+from p2pregistry.objects.memory import MemoryObjects
+from p2pregistry.testing.crashing_objects import Crash
 from p2pregistry.testing.handlers import ScriptedBody
 from tracker import intake
 from tracker.catalog.sessions import Lease, Session, Sessions, unknown
@@ -35,7 +36,7 @@ class World:
     """What all processes share, and the process that lives now; ``crash_in``: after so many steps it dies."""
 
     def __init__(self) -> None:
-        self.objects = CrashingObjects(self.step)
+        self.objects = MemoryObjects(step=self.step)
         self.condemned: list[str] = []
         self.sessions = MemorySessions(self.condemn)
         self.blobs: dict[Digest, tuple[Metainfo, str]] = {}
@@ -62,7 +63,7 @@ class World:
         if self.refuse is not None:
             raise self.refuse
         assert upload is not None
-        assert self.objects.published[name] is not None
+        assert self.objects.held.objects[name] is not None
         if not self.sessions.end(upload):
             raise unknown(upload.id)
         _, used = self.blobs.setdefault(blob.digest, (blob, name))
@@ -80,7 +81,7 @@ class World:
     def whole(self, data: bytes) -> bool:
         """Whether the blob is recorded, and its object there and right."""
         found = self.blobs.get(Digest.of(data))
-        return found is not None and found[0] == Metainfo.of_bytes(data) and self.objects.published[found[1]] == data
+        return found is not None and found[0] == Metainfo.of_bytes(data) and self.objects.held.objects[found[1]] == data
 
 
 class _Mortal:
@@ -342,7 +343,7 @@ async def test_other_bytes_than_the_digest_says_leave_nothing(autojump_clock: tr
     with pytest.raises(RequestError) as caught:
         await put(uploads, session, b"other")
     assert caught.value.code == "DIGEST_INVALID"
-    assert (await world.sessions.count(), world.objects.durable, world.blobs) == (0, {}, {})
+    assert (await world.sessions.count(), world.objects.held.drafts, world.blobs) == (0, {}, {})
 
 
 async def test_what_the_catalog_refuses_is_condemned(autojump_clock: trio.testing.MockClock) -> None:
@@ -370,7 +371,7 @@ async def test_the_same_blob_pushed_twice_at_once_is_kept_once(autojump_clock: t
         for _ in range(5):
             nursery.start_soon(push)
     assert world.whole(b"abc")
-    assert len(world.objects.published) == 1
+    assert len(world.objects.held.objects) == 1
     assert len(world.condemned) == 4
 
 
@@ -380,7 +381,7 @@ async def test_a_post_with_the_whole_blob_leaves_nothing_if_it_fails(autojump_cl
     with pytest.raises(RequestError):
         async with uploads.whole(REPO, "sha256", BY) as upload:
             await uploads.append(upload, ScriptedBody([b"abc"], cut=True), keep=False)
-    assert (await world.sessions.count(), world.objects.durable) == (0, {})
+    assert (await world.sessions.count(), world.objects.held.drafts) == (0, {})
     async with uploads.whole(REPO, "sha256", BY) as upload:
         await uploads.append(upload, ScriptedBody([b"abc"]), keep=False)
         await uploads.finish(upload, Digest.of(b"abc"), BY, remember=False)
@@ -393,8 +394,8 @@ async def test_idle_sessions_expire_and_drafts_without_session_go(autojump_clock
     uploads = world.process(Limits(expiry=100.0))
     session = await uploads.open(REPO, "sha256", BY)
     await send(uploads, session, b"abc")
-    world.objects.durable["u/ab/abandoned"] = bytearray(b"left")
-    world.objects.modified["u/ab/abandoned"] = 0.0
+    world.objects.held.drafts["u/ab/abandoned"] = bytearray(b"left")
+    world.objects.held.modified["u/ab/abandoned"] = 0.0
     async with trio.open_nursery() as nursery:
         nursery.start_soon(uploads.run)
         await trio.sleep(50)
@@ -402,7 +403,7 @@ async def test_idle_sessions_expire_and_drafts_without_session_go(autojump_clock
         await trio.sleep(10_000)
         nursery.cancel_scope.cancel()
     assert await world.sessions.count() == 0
-    assert world.objects.durable == {}
+    assert world.objects.held.drafts == {}
 
 
 async def test_no_room_is_said_before_the_bytes_come(autojump_clock: trio.testing.MockClock) -> None:

@@ -8,8 +8,8 @@ import pytest
 
 from p2pregistry.content.metainfo import Metainfo
 from p2pregistry.digest import Digest
+from p2pregistry.objects.memory import MemoryObjects
 from p2pregistry.serve.http import Request, Response
-from p2pregistry.testing.crashing_objects import CrashingObjects
 from p2pregistry.testing.handlers import Answer, ScriptedBody, call
 from tracker.catalog.memory import MemoryCatalog
 from tracker.catalog.sessions import Lease, unknown
@@ -40,7 +40,7 @@ class Two:
     """Two processes that share everything; each request goes to the other one."""
 
     def __init__(self) -> None:
-        self.objects = CrashingObjects()
+        self.objects = MemoryObjects()
         sessions = MemorySessions()
         self.recorder = Recorder(sessions)
         self.apis = [UploadApi(MemoryCatalog(), Uploads(self.recorder, sessions, self.objects)) for _ in range(2)]
@@ -71,7 +71,7 @@ class Two:
 
     def has(self, digest: Digest) -> bool:
         name = self.recorder.blobs.get(digest)
-        return name is not None and self.objects.published[name] == DATA
+        return name is not None and self.objects.held.objects[name] == DATA
 
 
 async def test_chunks_to_two_processes_in_turn() -> None:
@@ -124,4 +124,4 @@ async def test_a_whole_post_and_a_cancel() -> None:
     await api("PATCH", location, b"abc")
     assert (await api("DELETE", location)).status == 204
     assert (await api("PATCH", location, b"abc")).code == "BLOB_UPLOAD_UNKNOWN"
-    assert api.objects.durable == {}
+    assert api.objects.held.drafts == {}
