@@ -20,16 +20,17 @@ import trio
 from p2pregistry import __version__, observe
 from p2pregistry.errors import LocalError
 from p2pregistry.lifetime import orderly
+from p2pregistry.objects.base import ObjectStore
 from p2pregistry.serve.endpoints import health
 from p2pregistry.serve.http import Handler
 from p2pregistry.serve.listen import open_listeners, serve
 from p2pregistry.serve.peer_api import Slots
-from p2pregistry.store.files import FileStore, open_files
 from p2pregistry.trust.claims import ManifestClaim, sign_manifest_claim
 from p2pregistry.trust.keys import TrackerKeys
 from tracker.accounts import Account
 from tracker.announces import Desk
 from tracker.announces_postgres import PostgresAnnounces
+from tracker.blobs import Blobs
 from tracker.board import Pace
 from tracker.catalog.migrate import migrate as migrate_schema
 from tracker.catalog.postgres import PostgresCatalog
@@ -40,7 +41,8 @@ from tracker.named import Named
 from tracker.peer_endpoints import Swarm, TrackerPeerApi
 from tracker.push_api import RegistryApi
 from tracker.settings import TrackerSettings, read_secret
-from tracker.uploads import Uploads
+from tracker.storage import open_objects
+from tracker.uploads import Limits, Uploads
 
 if TYPE_CHECKING:
     from p2pregistry.routing.dht import DhtRouter
@@ -82,12 +84,11 @@ async def _live(settings: TrackerSettings, ready: Ready, stop: trio.Event) -> No
         credentials = _credentials(settings)
         db, _ = await stack.enter_async_context(_database(settings, data))
         await check_root(db, keys.root_public)
-        store = await stack.enter_async_context(open_files(data / "blobs"))
+        objects = await stack.enter_async_context(open_objects(settings, data))
         router = await _router(settings, data, stack)
-        parts = _assemble(settings, keys, credentials, db, store, router)
-        left = await parts.uploads.discard_leftovers()
+        parts = _assemble(settings, keys, credentials, db, objects, router)
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(parts.uploads.run_expiry)
+            nursery.start_soon(parts.uploads.run)
             nursery.start_soon(parts.probe.run)
             nursery.start_soon(parts.announces.run)
             async with trio.open_nursery() as servers:
@@ -96,7 +97,7 @@ async def _live(settings: TrackerSettings, ready: Ready, stop: trio.Event) -> No
                 facts = _facts(settings, listeners, keys, credentials, router)
                 ready(facts)
                 urls = {key: facts[key] for key in ("url", "peer_url", "metrics_url")}
-                _log.info("ready", version=__version__, uploads_discarded=left, **urls)
+                _log.info("ready", version=__version__, **urls)
             nursery.cancel_scope.cancel()
 
 
@@ -115,11 +116,11 @@ def _assemble(
     keys: TrackerKeys,
     credentials: tuple[str, str] | None,
     db: Db,
-    store: FileStore,
+    objects: ObjectStore,
     router: DhtRouter,
 ) -> _Parts:
     catalog = PostgresCatalog(db)
-    uploads = Uploads(catalog, store, expiry=settings.uploads.expiry)
+    uploads = Uploads(catalog, catalog.sessions, objects, _limits(settings))
     key_set = keys.key_set()
 
     def sign(claim: ManifestClaim) -> str:
@@ -132,7 +133,7 @@ def _assemble(
 
     registry = RegistryApi(
         catalog,
-        store,
+        objects,
         uploads,
         sign,
         account=None if credentials is None else Account(*credentials),
@@ -145,10 +146,15 @@ def _assemble(
     slots = Slots(settings.peer.max_uploads, settings.peer.queue)
     handlers: dict[str, Handler] = {
         "registry": registry,
-        "peer": TrackerPeerApi(catalog, store, slots, swarm, named=named, announces=announces),
+        "peer": TrackerPeerApi(catalog, Blobs(catalog, objects), slots, swarm, named=named, announces=announces),
         "metrics": health(lambda: probe.reason),
     }
     return _Parts(handlers, uploads, probe, announces)
+
+
+def _limits(settings: TrackerSettings) -> Limits:
+    stated = settings.uploads
+    return Limits(stated.expiry, stated.max_open, stated.max_active, stated.min_free)
 
 
 def _announces(settings: TrackerSettings, db: Db, named: Named) -> PostgresAnnounces:

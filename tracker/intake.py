@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import AsyncIterable, Awaitable, Callable
+from collections.abc import AsyncGenerator, AsyncIterable, Awaitable, Callable
 from typing import Final, Protocol
 
 import trio
@@ -25,7 +25,6 @@ from p2pregistry.content.unixfs import PIECE_SIZE
 from p2pregistry.digest import Digest
 from p2pregistry.errors import LocalError
 from p2pregistry.objects.base import Draft
-from tracker.ingest import blocks_of
 
 #: Blocks of one upload, and of all uploads of a process, that wait for hashes and disk.
 QUEUE: Final = 8
@@ -38,6 +37,32 @@ _READ: Final = PIECE_SIZE
 
 #: Told how many bytes of the draft are durable.
 Record = Callable[[int], Awaitable[None]]
+
+
+async def blocks_of(chunks: AsyncIterable[bytes], offset: int) -> AsyncGenerator[bytearray, None]:
+    """The bytes of ``chunks``, which begin at ``offset`` of the blob, cut at the piece boundaries.
+
+    When ``chunks`` fails, what came before is yielded first.
+    """
+    block = bytearray()
+    room = PIECE_SIZE - offset % PIECE_SIZE
+    failure: Exception | None = None
+    try:
+        async for chunk in chunks:
+            view = memoryview(chunk)
+            while len(block) + len(view) >= room:
+                left = room - len(block)
+                block += view[:left]
+                view = view[left:]
+                yield block
+                block, room = bytearray(), PIECE_SIZE
+            block += view
+    except Exception as err:  # noqa: BLE001 - not handled here, only put off until the block has been taken
+        failure = err
+    if block:
+        yield block
+    if failure is not None:
+        raise failure
 
 
 class Readable(Protocol):

@@ -28,8 +28,9 @@ from p2pregistry.oci.ranges import content_range
 from p2pregistry.oci.reference import check_name, check_tag, parse_reference
 from p2pregistry.serve.http import BlobSlice, Request, Response
 from p2pregistry.serve.peer_api import Slots, manifest_answer, send_blob
-from p2pregistry.store.base import Blob, BlobStore
+from p2pregistry.store.base import Blob
 from tracker.announces import Announces, MemoryAnnounces
+from tracker.blobs import Blobs
 from tracker.board import Pace
 from tracker.catalog.base import Catalog
 from tracker.handout import Handout
@@ -63,7 +64,7 @@ class TrackerPeerApi:
     def __init__(
         self,
         catalog: Catalog,
-        store: BlobStore,
+        blobs: Blobs,
         slots: Slots,
         swarm: Callable[[], Swarm],
         *,
@@ -71,7 +72,7 @@ class TrackerPeerApi:
         announces: Announces | None = None,
     ) -> None:
         self._catalog = catalog
-        self._store = store
+        self._blobs = blobs
         self._slots = slots
         self._swarm = swarm
         self._named = Named(catalog) if named is None else named
@@ -116,7 +117,7 @@ class TrackerPeerApi:
 
     async def _blob(self, request: Request, digest: Digest) -> Response:
         await self._named.check(digest)
-        blob = await self._store.open(digest)
+        blob = await self._blobs.open(digest)
         try:
             return await send_blob(request, blob, self._slots, count_served("peer"))
         except BaseException:
@@ -125,7 +126,7 @@ class TrackerPeerApi:
 
     async def _next(self, request: Request, digest: Digest) -> Response:
         await self._named.check(digest)
-        blob = await self._store.open(digest)
+        blob = await self._blobs.open(digest)
         try:
             if blob.size == 0:
                 raise RequestError("SIZE_INVALID", "an empty blob has no pieces to choose from")

@@ -13,20 +13,20 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable
 from typing import Final
 
-from p2pregistry.content.metainfo import BlobRef
 from p2pregistry.digest import Digest
 from p2pregistry.errors import NotFound, RegistryError, RequestError
+from p2pregistry.objects.base import ObjectStore
 from p2pregistry.observe import count_served
 from p2pregistry.oci.manifest import MANIFEST_LIMIT, Manifest, parse_manifest
 from p2pregistry.oci.media import OCTET_STREAM
 from p2pregistry.oci.ranges import content_range, parse_range
 from p2pregistry.oci.reference import Route, check_tag, parse_path, parse_reference
 from p2pregistry.serve.errors_json import error_response
-from p2pregistry.serve.http import BlobSlice, Request, Response
-from p2pregistry.store.base import BlobStore
+from p2pregistry.serve.http import Request, Response
 from p2pregistry.trust.claims import ManifestClaim
 from tracker.accounts import Account, authenticate, unauthorized
-from tracker.catalog.base import Catalog, ManifestRecord, NewManifest
+from tracker.catalog.base import BlobHere, Catalog, ManifestRecord, NewManifest
+from tracker.catalog.trail import By
 from tracker.list_api import JSON as _JSON
 from tracker.list_api import Lists
 from tracker.removal_api import Removal
@@ -38,6 +38,8 @@ SignClaim = Callable[[ManifestClaim], str]
 
 _API_VERSION: Final[tuple[str, str]] = ("Docker-Distribution-Api-Version", "registry/2.0")
 _READS: Final = ("GET", "HEAD")
+#: Seconds for which a client that was sent to the object store may begin there.
+LINK_LASTS: Final = 900.0
 
 
 class RegistryApi:
@@ -46,7 +48,7 @@ class RegistryApi:
     def __init__(
         self,
         catalog: Catalog,
-        store: BlobStore,
+        objects: ObjectStore,
         uploads: Uploads,
         sign: SignClaim,
         *,
@@ -55,10 +57,10 @@ class RegistryApi:
         manifest_limit: int = MANIFEST_LIMIT,
     ) -> None:
         self._catalog = catalog
-        self._store = store
+        self._objects = objects
         self._uploads = UploadApi(catalog, uploads)
         self._lists = Lists(catalog)
-        self._removal = Removal(catalog, lambda: "" if account is None else account.name)
+        self._removal = Removal(catalog)
         self._sign = sign
         self._account = account
         self._anonymous_pull = anonymous_pull
@@ -101,6 +103,9 @@ class RegistryApi:
             raise RequestError("DENIED", "this registry has no account that may push")
         raise unauthorized("credentials are needed")
 
+    def _by(self, request: Request) -> By:
+        return By("" if self._account is None else self._account.name, request.client)
+
     def _methods(self, route: Route, request: Request) -> dict[str, Callable[[], Awaitable[Response]]]:
         """What can be done at this path."""
         name, reference, uploads = route.repository, route.reference, self._uploads
@@ -112,23 +117,23 @@ class RegistryApi:
                 return {
                     **read,
                     "PUT": lambda: self._put_manifest(name, reference, request),
-                    "DELETE": lambda: self._removal.manifest(name, reference, request),
+                    "DELETE": lambda: self._removal.manifest(name, reference, self._by(request)),
                 }
             case "blob":
                 return {
                     "GET": lambda: self._get_blob(name, Digest.parse(reference), request),
                     "HEAD": lambda: self._head_blob(name, Digest.parse(reference)),
-                    "DELETE": lambda: self._removal.blob(name, Digest.parse(reference), request),
+                    "DELETE": lambda: self._removal.blob(name, Digest.parse(reference), self._by(request)),
                 }
             case "tags":
                 return dict.fromkeys(_READS, lambda: self._lists.tags(name, request))
             case "uploads":
-                return {"POST": lambda: uploads.start(name, request)}
+                return {"POST": lambda: uploads.start(name, request, self._by(request))}
             case "upload":
                 return {
                     "GET": lambda: uploads.status(name, reference),
                     "PATCH": lambda: uploads.append(name, reference, request),
-                    "PUT": lambda: uploads.finish(name, reference, request),
+                    "PUT": lambda: uploads.finish(name, reference, request, self._by(request)),
                     "DELETE": lambda: uploads.cancel(name, reference),
                 }
             case "referrers":
@@ -138,31 +143,33 @@ class RegistryApi:
 
     # --------------------------------------------------------------------------------------------------------- blobs
 
-    async def _blob(self, repository: str, digest: Digest) -> BlobRef:
-        found = await self._catalog.blob(repository, digest)
+    async def _blob(self, repository: str, digest: Digest, *, renew: bool = False) -> BlobHere:
+        found = await self._catalog.blob(repository, digest, renew=renew)
         if found is None:
-            raise NotFound("BLOB_UNKNOWN", "this repository has no such blob", detail={"digest": str(digest)})
+            raise _no_blob(digest)
         return found
 
     async def _head_blob(self, repository: str, digest: Digest) -> Response:
-        await self._blob(repository, digest)
+        found = await self._blob(repository, digest, renew=True)
         # asked of the store, not of the catalog: a client that is told 404 pushes again what a disk has lost
-        size = await self._store.size(digest)
-        return Response(200, [*_blob_headers(digest), ("Content-Length", str(size))])
+        if await self._objects.size(found.object) != found.ref.size:
+            raise _no_blob(digest)
+        return Response(200, [*_blob_headers(digest), ("Content-Length", str(found.ref.size))])
 
     async def _get_blob(self, repository: str, digest: Digest, request: Request) -> Response:
-        await self._blob(repository, digest)
-        blob = await self._store.open(digest)
-        try:
-            part = parse_range(request.header("range"), blob.size)
-        except RequestError:
-            blob.close()
-            raise
-        offset, length = part or (0, blob.size)
+        found = await self._blob(repository, digest)
+        size = found.ref.size
+        part = parse_range(request.header("range"), size)
+        link = self._objects.link(found.object, digest.hex, LINK_LASTS)
+        if link is not None:
+            return Response(307, [("Location", link), ("Docker-Content-Digest", str(digest))])
+        offset, length = part or (0, size)
         headers = _blob_headers(digest)
         if part is not None:
-            headers.append(("Content-Range", content_range(offset, length, blob.size)))
-        return Response(206 if part else 200, headers, BlobSlice(blob, offset, length, count_served("client")))
+            headers.append(("Content-Range", content_range(offset, length, size)))
+        body = await self._objects.body(found.object, size, offset, length)
+        body.sent = count_served("client")
+        return Response(206 if part else 200, headers, body)
 
     # ----------------------------------------------------------------------------------------------------- manifests
 
@@ -192,6 +199,7 @@ class RegistryApi:
             _new_manifest(digest, manifest, body),
             tags,
             lambda blobs: self._sign(ManifestClaim(repository, digest, tuple(blobs))),
+            self._by(request),
         )
         headers = [("Location", f"/v2/{repository}/manifests/{digest}"), ("Docker-Content-Digest", str(digest))]
         headers += [("OCI-Tag", tag) for tag in extra]
@@ -208,6 +216,10 @@ class RegistryApi:
             raise RequestError(
                 "MANIFEST_INVALID", f"a manifest may have {self._manifest_limit} bytes", status=413
             ) from err
+
+
+def _no_blob(digest: Digest) -> NotFound:
+    return NotFound("BLOB_UNKNOWN", "this repository has no such blob", detail={"digest": str(digest)})
 
 
 async def _base() -> Response:

@@ -114,6 +114,25 @@ class Keys(Section, frozen=True):
 class Uploads(Section, frozen=True):
     max_manifest_bytes: Annotated[Positive, Setting("The largest manifest that is accepted.", unit="bytes")] = 8 * MIB
     expiry: Annotated[Seconds, Setting("How long an unfinished upload is kept.", unit="seconds")] = 86400.0
+    max_open: Annotated[
+        Positive, Setting("Unfinished uploads of all trackers; clients beyond that come back later.")
+    ] = 10_000
+    max_active: Annotated[
+        Positive, Setting("Requests of this tracker that bring bytes at once; clients beyond that come back later.")
+    ] = 256
+    min_free: Annotated[
+        Size, Setting("With less room than this left on the disk no uploads are taken (status 429).", unit="bytes")
+    ] = 1024 * MIB
+
+
+class Storage(Section, frozen=True):
+    path: Annotated[
+        str | None,
+        Setting(
+            "The directory of blobs, which trackers of one database may share; unset: below the data directory.",
+            example="/srv/p2pregistry/blobs",
+        ),
+    ] = None
 
 
 class TrackerSettings(Settings, frozen=True):
@@ -129,6 +148,7 @@ class TrackerSettings(Settings, frozen=True):
     auth: Auth = msgspec.field(default_factory=Auth)
     keys: Keys = msgspec.field(default_factory=Keys)
     uploads: Uploads = msgspec.field(default_factory=Uploads)
+    storage: Storage = msgspec.field(default_factory=Storage)
 
     def check(self) -> None:
         """Rules between values. Raises SettingsError."""

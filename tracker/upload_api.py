@@ -18,6 +18,8 @@ from p2pregistry.oci.ranges import parse_content_range
 from p2pregistry.oci.reference import check_name
 from p2pregistry.serve.http import Request, Response
 from tracker.catalog.base import Catalog
+from tracker.catalog.sessions import Session
+from tracker.catalog.trail import By
 from tracker.uploads import Upload, Uploads
 
 
@@ -28,11 +30,11 @@ class UploadApi:
         self._catalog = catalog
         self._uploads = uploads
 
-    async def start(self, repository: str, request: Request) -> Response:
+    async def start(self, repository: str, request: Request, by: By) -> Response:
         """POST: mount a blob, take a whole one, or open a session."""
         mount = request.param("mount")
         if mount is not None:
-            mounted = await self._mount(repository, Digest.parse(mount), request.param("from"))
+            mounted = await self._mount(repository, Digest.parse(mount), request.param("from"), by)
             if mounted is not None:
                 return mounted
         algorithm = request.param("digest-algorithm")
@@ -40,75 +42,70 @@ class UploadApi:
             raise RequestError("DIGEST_INVALID", "this digest algorithm is not supported", detail=sorted(ALGORITHMS))
         whole = request.param("digest")
         if whole is not None and mount is None:
-            return await self._monolithic(repository, Digest.parse(whole), request)
-        upload = self._uploads.open(repository)
-        return Response(202, _where(upload))
+            return await self._monolithic(repository, Digest.parse(whole), request, by)
+        session = await self._uploads.open(repository, algorithm or "sha256", by)
+        return Response(202, _where(session, session.size))
 
     async def append(self, repository: str, number: str, request: Request) -> Response:
         """PATCH: the next bytes."""
-        upload = self._uploads.get(repository, number)
-        with self._uploads.use(upload):
-            await self._take(upload, request)
-            return Response(202, _where(upload))
+        async with self._uploads.hold(repository, number) as upload:
+            await self._take(upload, request, keep=True)
+        return Response(202, _where(upload.session, upload.size))
 
-    async def finish(self, repository: str, number: str, request: Request) -> Response:
-        """PUT: the last bytes, if any, and the digest of all."""
+    async def finish(self, repository: str, number: str, request: Request, by: By) -> Response:
+        """PUT: the last bytes, if any, and the digest of all.
+
+        Bytes without a Content-Range count only if all of them come, so that a client may repeat the whole request.
+        """
         digest = Digest.parse(request.param("digest") or "")
-        upload = self._uploads.get(repository, number)
-        with self._uploads.use(upload):
-            if _has_body(request):
-                await self._take(upload, request)
-            await self._uploads.finish(upload, digest)
+        async with self._uploads.hold(repository, number) as upload:
+            # all bytes are there already where an earlier try got as far as knowing their digest
+            if _has_body(request) and upload.session.verified is None:
+                await self._take(upload, request, keep=request.header("content-range") is not None)
+            await self._uploads.finish(upload, digest, by)
         return _created(repository, digest)
 
     async def status(self, repository: str, number: str) -> Response:
         """GET: how far it is."""
-        return Response(204, _where(self._uploads.get(repository, number)))
+        session = await self._uploads.get(repository, number)
+        return Response(204, _where(session, session.size))
 
     async def cancel(self, repository: str, number: str) -> Response:
         """DELETE: forget it."""
-        upload = self._uploads.get(repository, number)
-        with self._uploads.use(upload):
+        async with self._uploads.hold(repository, number) as upload:
             await self._uploads.cancel(upload)
         return Response(204)
 
-    async def _mount(self, repository: str, digest: Digest, source: str | None) -> Response | None:
-        found = await self._catalog.mount_blob(repository, digest, check_name(source) if source else None)
+    async def _mount(self, repository: str, digest: Digest, source: str | None, by: By) -> Response | None:
+        found = await self._catalog.mount_blob(repository, digest, check_name(source) if source else None, by)
         return None if found is None else _created(repository, digest)
 
-    async def _monolithic(self, repository: str, digest: Digest, request: Request) -> Response:
-        upload = self._uploads.open(repository)
-        with self._uploads.use(upload):
-            done = False
-            try:
-                if _has_body(request):
-                    await self._take(upload, request)
-                await self._uploads.finish(upload, digest)
-                done = True
-            finally:
-                if not done:  # the client was never told of this session, so nobody can go on with it
-                    await self._uploads.forget(upload)
+    async def _monolithic(self, repository: str, digest: Digest, request: Request, by: By) -> Response:
+        async with self._uploads.whole(repository, digest.algorithm, by) as upload:
+            if _has_body(request):
+                await self._take(upload, request, keep=False)
+            await self._uploads.finish(upload, digest, by, remember=False)
         return _created(repository, digest)
 
-    async def _take(self, upload: Upload, request: Request) -> None:
+    async def _take(self, upload: Upload, request: Request, *, keep: bool) -> None:
         header = request.header("content-range")
         if header is None:
-            await self._uploads.append(upload, request.body)
+            await self._uploads.append(upload, request.body, keep=keep)
             return
         first, last = parse_content_range(header)
-        if first != upload.offset:
+        if first != upload.size:
             raise RequestError(
                 "BLOB_UPLOAD_INVALID",
-                f"the next byte of this upload is {upload.offset}",
+                f"the next byte of this upload is {upload.size}",
                 status=416,
-                headers=dict(_where(upload)),
+                headers=dict(_where(upload.session, upload.size)),
             )
         length = last - first + 1
         stated = request.header("content-length")
         if stated is not None and stated != str(length):
             raise RequestError("SIZE_INVALID", "Content-Length and Content-Range differ")
         async with aclosing(_exactly(request.body, length)) as chunks:
-            await self._uploads.append(upload, chunks)
+            await self._uploads.append(upload, chunks, keep=keep)
 
 
 def _has_body(request: Request) -> bool:
@@ -129,11 +126,11 @@ async def _exactly(chunks: AsyncIterable[bytes], length: int) -> AsyncGenerator[
         raise RequestError("SIZE_INVALID", "the body is shorter than its Content-Range")
 
 
-def _where(upload: Upload) -> list[tuple[str, str]]:
+def _where(session: Session, size: int) -> list[tuple[str, str]]:
     return [
-        ("Location", f"/v2/{upload.repository}/blobs/uploads/{upload.id}"),
-        ("Range", f"0-{max(0, upload.offset - 1)}"),
-        ("Docker-Upload-UUID", upload.id),
+        ("Location", f"/v2/{session.repository}/blobs/uploads/{session.id}"),
+        ("Range", f"0-{max(0, size - 1)}"),
+        ("Docker-Upload-UUID", session.id),
     ]
 
 

@@ -18,6 +18,7 @@ from p2pregistry.digest import Digest
 from p2pregistry.errors import LocalError, RegistryError
 from p2pregistry.flights import Flights
 from p2pregistry.haves import Haves
+from p2pregistry.objects.files import open_file_objects
 from p2pregistry.pull.commands import Limits
 from p2pregistry.resolve import Resolver, Trust
 from p2pregistry.routing.base import Peer
@@ -35,6 +36,7 @@ from p2pregistry.trust.claims import sign_manifest_claim
 from p2pregistry.trust.keys import TrackerKeys
 from tracker.accounts import Account
 from tracker.announces import MemoryAnnounces
+from tracker.blobs import Blobs
 from tracker.board import Pace
 from tracker.catalog.memory import MemoryCatalog
 from tracker.named import Named
@@ -80,12 +82,12 @@ class Origin:
 async def origin(root: Path) -> AsyncIterator[Origin]:
     """A tracker with its catalog in memory and its peer API on a free port."""
     keys = TrackerKeys.load_or_create(root / "keys")
-    async with open_files(root) as store:
+    async with open_file_objects(root) as objects:
         catalog = MemoryCatalog()
-        uploads = Uploads(catalog, store, expiry=3600.0, limit=100)
+        uploads = Uploads(catalog, catalog.sessions, objects)
         push = RegistryApi(
             catalog,
-            store,
+            objects,
             uploads,
             lambda claim: sign_manifest_claim(keys.signer, claim),
             account=Account(USER, PASSWORD),
@@ -93,8 +95,9 @@ async def origin(root: Path) -> AsyncIterator[Origin]:
         swarm = Swarm("default", (NAME,), (), keys.root_public, keys.key_set())
         named = Named(catalog)
         announces = MemoryAnnounces(named, pace=Pace(), randrange=random.Random(2).randrange)  # noqa: S311
-        api = TrackerPeerApi(catalog, store, Slots(16, 256), lambda: swarm, named=named, announces=announces)
-        made = Origin(Registry(push, catalog, store, uploads), keys, api)
+        blobs = Blobs(catalog, objects)
+        api = TrackerPeerApi(catalog, blobs, Slots(16, 256), lambda: swarm, named=named, announces=announces)
+        made = Origin(Registry(push, catalog, objects, uploads), keys, api)
         async with running(made.handle, grace=0.0) as url:
             made.url = url
             yield made

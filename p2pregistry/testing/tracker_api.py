@@ -11,14 +11,14 @@ from pathlib import Path
 from typing import Any
 
 from p2pregistry.digest import Digest
+from p2pregistry.objects.files import FileObjects, open_file_objects
 from p2pregistry.oci.media import OCI_MANIFEST
-from p2pregistry.store.files import FileStore, open_files
 from p2pregistry.testing.handlers import Answer, ScriptedBody, call
 from p2pregistry.trust.claims import ManifestClaim
 from tracker.accounts import Account
 from tracker.catalog.memory import MemoryCatalog
 from tracker.push_api import RegistryApi
-from tracker.uploads import Uploads
+from tracker.uploads import Limits, Uploads
 
 USER, PASSWORD = "pusher", "a:b\u00e9"
 AUTHORIZATION = ("Authorization", "Basic " + base64.b64encode(f"{USER}:{PASSWORD}".encode()).decode())
@@ -30,7 +30,7 @@ class Registry:
 
     api: RegistryApi
     catalog: MemoryCatalog
-    store: FileStore
+    objects: FileObjects
     uploads: Uploads
     claims: list[ManifestClaim] = field(default_factory=list)
 
@@ -38,6 +38,10 @@ class Registry:
         """A request with the account's credentials."""
         headers = [AUTHORIZATION, *options.pop("headers", ())]
         return await call(self.api, method, target, body, headers=headers, **options)
+
+    async def drafts(self) -> list[str]:
+        """Names of uploads that have bytes."""
+        return [stored.name async for stored in self.objects.drafts()]
 
     async def push_blob(self, repository: str, data: bytes) -> Digest:
         """A blob, by one POST."""
@@ -77,9 +81,10 @@ def manifest_of(config: bytes, *layers: bytes, **more: object) -> bytes:
 @asynccontextmanager
 async def registry(root: Path, **options: Any) -> AsyncIterator[Registry]:
     """Over ``root``; ``options`` go to RegistryApi."""
-    async with open_files(root) as store:
+    async with open_file_objects(root) as objects:
         catalog = MemoryCatalog()
-        uploads = Uploads(catalog, store, expiry=options.pop("expiry", 3600.0), limit=options.pop("limit", 100))
+        limits = Limits(expiry=options.pop("expiry", 3600.0), open=options.pop("limit", 100), wait=0.0)
+        uploads = Uploads(catalog, catalog.sessions, objects, limits)
         claims: list[ManifestClaim] = []
 
         def sign(claim: ManifestClaim) -> str:
@@ -87,4 +92,4 @@ async def registry(root: Path, **options: Any) -> AsyncIterator[Registry]:
             return f"claim {len(claims)}"
 
         options.setdefault("account", Account(USER, PASSWORD))
-        yield Registry(RegistryApi(catalog, store, uploads, sign, **options), catalog, store, uploads, claims)
+        yield Registry(RegistryApi(catalog, objects, uploads, sign, **options), catalog, objects, uploads, claims)

@@ -22,7 +22,7 @@ from tracker.announces_check import CASES, ONE, TWO, Rig, names, node, peer
 from tracker.announces_postgres import LOCK, TAKE_LOCK, PostgresAnnounces
 from tracker.board import Pace
 from tracker.catalog.base import Catalog
-from tracker.catalog.check import Signer, manifest
+from tracker.catalog.check import BY, Signer, add, manifest
 from tracker.catalog.memory import MemoryCatalog
 from tracker.catalog.migrate import migrate
 from tracker.catalog.postgres import PostgresCatalog
@@ -37,8 +37,8 @@ async def name(catalog: Catalog, digests: list[Digest]) -> None:
     blobs = []
     for digest in digests:
         blobs.append(Metainfo.of(digest, 1, Digest.of(b"x").raw))
-        await catalog.add_blob("a", blobs[-1])
-    await catalog.put_manifest("a", manifest(repr(digests).encode(), blobs), (), Signer())
+        await add(catalog, "a", blobs[-1])
+    await catalog.put_manifest("a", manifest(repr(digests).encode(), blobs), (), Signer(), BY)
 
 
 def desk(catalog: Catalog) -> Desk:

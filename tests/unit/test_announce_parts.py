@@ -12,7 +12,7 @@ import trio.testing
 from p2pregistry.content.metainfo import Metainfo
 from p2pregistry.digest import Digest
 from p2pregistry.errors import LocalError, NotFound
-from tracker.catalog.check import Signer, manifest
+from tracker.catalog.check import BY, Signer, add, manifest
 from tracker.catalog.memory import MemoryCatalog
 from tracker.handout import Handout
 from tracker.named import Named
@@ -36,8 +36,8 @@ class Asked(MemoryCatalog):
         return await super().named(digests)
 
     async def name(self, blob: Metainfo) -> None:
-        await self.add_blob("a", blob)
-        await self.put_manifest("a", manifest(blob.hashes, [blob]), (), Signer())
+        await add(self, "a", blob)
+        await self.put_manifest("a", manifest(blob.hashes, [blob]), (), Signer(), BY)
 
 
 async def test_what_is_named_is_asked_once_in_a_while(mock_clock: trio.testing.MockClock) -> None:

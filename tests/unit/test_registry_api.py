@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import time
 from pathlib import Path
 
 import pytest
@@ -38,9 +39,10 @@ async def assert_pullable(api: Registry, data: bytes) -> None:
     head = await api("HEAD", f"/v2/{REPO}/blobs/{digest}")
     assert (head.status, head.headers["content-length"], head.body) == (200, str(len(data)), b"")
     stored = await api.catalog.blob(REPO, digest)
-    assert stored == Metainfo.of_bytes(data).ref
-    assert len(api.uploads) == 0
-    assert await api.store.staged() == []
+    assert stored is not None
+    assert stored.ref == Metainfo.of_bytes(data).ref
+    assert await api.catalog.sessions.count() == 0
+    assert await api.drafts() == []
 
 
 def created(answer: object, data: bytes) -> bool:
@@ -153,9 +155,9 @@ async def test_a_wrong_digest_leaves_nothing(tmp_path: Path) -> None:
             assert (await api("GET", location)).code == "BLOB_UPLOAD_UNKNOWN"
         answer = await api("POST", f"/v2/{REPO}/blobs/uploads/?digest={wrong}", b"data")
         assert (answer.status, answer.code) == (400, "DIGEST_INVALID")
-        assert len(api.uploads) == 0
-        assert await api.store.staged() == []
-        assert [blob async for blob in api.store.blobs()] == []
+        assert await api.catalog.sessions.count() == 0
+        assert await api.drafts() == []
+        assert [one async for one in api.objects.objects()] == []
 
 
 async def test_a_client_that_leaves_finds_what_arrived(tmp_path: Path) -> None:
@@ -176,8 +178,8 @@ async def test_a_whole_post_that_is_cut_leaves_nothing(tmp_path: Path) -> None:
         target = f"/v2/{REPO}/blobs/uploads/?digest={Digest.of(b'abcdef')}"
         answer = await api("POST", target, ScriptedBody([b"abc"], cut=True), chunked=True)
         assert answer.code == "SIZE_INVALID"
-        assert len(api.uploads) == 0
-        assert await api.store.staged() == []
+        assert await api.catalog.sessions.count() == 0
+        assert await api.drafts() == []
 
 
 async def test_cancelling_a_request_keeps_the_session_usable(tmp_path: Path) -> None:
@@ -214,7 +216,7 @@ async def test_an_upload_can_be_cancelled(tmp_path: Path) -> None:
         location = await start(api)
         await api("PATCH", location, b"data")
         assert (await api("DELETE", location)).status == 204
-        assert await api.store.staged() == []
+        assert await api.drafts() == []
         for method in ("GET", "PATCH", "DELETE"):
             assert (await api(method, location)).code == "BLOB_UPLOAD_UNKNOWN"
         assert (await api("PUT", f"{location}?digest={EMPTY}")).code == "BLOB_UPLOAD_UNKNOWN"
@@ -230,10 +232,10 @@ async def test_idle_sessions_expire(tmp_path: Path, mock_clock: trio.testing.Moc
     async with registry(tmp_path, expiry=100.0) as api, trio.open_nursery() as nursery:
         location = await start(api)
         await api("PATCH", location, b"data")
-        nursery.start_soon(api.uploads.run_expiry)
+        nursery.start_soon(api.uploads.run)
         await trio.testing.wait_all_tasks_blocked()
         mock_clock.jump(101)
-        while len(api.uploads) or await api.store.staged():
+        while await api.catalog.sessions.count() or await api.drafts():
             await trio.lowlevel.checkpoint()
         assert (await api("GET", location)).code == "BLOB_UPLOAD_UNKNOWN"
         nursery.cancel_scope.cancel()
@@ -249,12 +251,14 @@ async def test_too_many_sessions(tmp_path: Path) -> None:
         await start(api)
 
 
-async def test_leftovers_of_an_earlier_run_are_discarded(tmp_path: Path) -> None:
+async def test_bytes_that_no_session_knows_of_are_removed_after_a_day(tmp_path: Path) -> None:
     async with registry(tmp_path) as api:
         await api("PATCH", await start(api), b"data")
-    async with registry(tmp_path) as api:
-        assert await api.uploads.discard_leftovers() == 1
-        assert await api.store.staged() == []
+    async with registry(tmp_path) as api:  # another database
+        await api("PATCH", await start(api), b"others")
+        assert await api.uploads.remove_leftovers() == 0
+        assert await api.uploads.remove_leftovers(time.time() + 90_000) == 1
+        assert len(await api.drafts()) == 1
 
 
 async def test_mounts(tmp_path: Path) -> None:
@@ -455,7 +459,8 @@ async def test_deleting_tags_manifests_and_blobs(tmp_path: Path) -> None:
         for path in ("manifests/1", f"manifests/{digest}"):
             assert (await api("DELETE", f"/v2/{REPO}/{path}")).code == "MANIFEST_UNKNOWN"
         assert (await api("DELETE", layer)).code == "BLOB_UNKNOWN"
-        assert {action for _, action, _ in api.catalog.written} == {"tag.delete", "manifest.delete", "blob.delete"}
+        done = [action for _, action, _ in api.catalog.written]
+        assert {"tag.delete", "manifest.delete", "blob.delete", "manifest.push", "blob.push"} == set(done)
         assert {by.actor for by, _, _ in api.catalog.written} == {USER}
 
 
@@ -637,7 +642,7 @@ async def test_bad_input_gets_the_right_code(
         assert answer.headers["docker-distribution-api-version"] == "registry/2.0"
         if status == 405:
             assert "allow" in answer.headers
-        assert len(api.uploads) == 0
+        assert await api.catalog.sessions.count() == 0
 
 
 @pytest.mark.parametrize("value", ["x", "5-1", "-", "0-", "bytes 0-3/4", "0-" + "9" * 40])

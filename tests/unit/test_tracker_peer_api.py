@@ -27,8 +27,10 @@ from p2pregistry.testing.tracker_api import Registry, registry
 from tracker.announces import MemoryAnnounces
 from tracker.announces_check import node
 from tracker.announces_check import peer as peer_id
+from tracker.blobs import Blobs
 from tracker.board import Pace
 from tracker.catalog.base import NewManifest
+from tracker.catalog.check import BY
 from tracker.named import Named
 from tracker.peer_endpoints import Swarm, TrackerPeerApi
 
@@ -39,7 +41,7 @@ SWARM = Swarm("default", ("localhost:5000",), ("/ip4/127.0.0.1/tcp/1/p2p/x",), "
 @asynccontextmanager
 async def both(root: Path, slots: Slots | None = None) -> AsyncIterator[tuple[Registry, TrackerPeerApi]]:
     async with registry(root) as api:
-        yield api, TrackerPeerApi(api.catalog, api.store, slots or Slots(4, 4), lambda: SWARM)
+        yield api, TrackerPeerApi(api.catalog, Blobs(api.catalog, api.objects), slots or Slots(4, 4), lambda: SWARM)
 
 
 async def test_blobs_of_manifests_and_only_those(tmp_path: Path) -> None:
@@ -95,7 +97,7 @@ async def test_a_node_can_ask_for_one_tag_more_than_its_page(tmp_path: Path) -> 
         digest, body = await api.push_image(REPO, "0000", b"layer")
         tags = [f"{number:04}" for number in range(1, 1100)]
         new = NewManifest(digest, OCI_MANIFEST, body, (), ())
-        await api.catalog.put_manifest(REPO, new, tags, lambda _blobs: "claim")
+        await api.catalog.put_manifest(REPO, new, tags, lambda _blobs: "claim", BY)
         answer = await call(peer, "GET", f"/p2p/v1/repositories/{REPO}/tags?n=1001")
         assert len(answer.json()["tags"]) == 1001
 
@@ -146,7 +148,9 @@ async def test_beyond_so_many_nodes_new_ones_are_turned_away(tmp_path: Path) -> 
     async with registry(tmp_path) as api:
         randrange = random.Random(1).randrange
         announces = MemoryAnnounces(Named(api.catalog), pace=Pace(), randrange=randrange, limit=2)
-        peer = TrackerPeerApi(api.catalog, api.store, Slots(4, 4), lambda: SWARM, announces=announces)
+        peer = TrackerPeerApi(
+            api.catalog, Blobs(api.catalog, api.objects), Slots(4, 4), lambda: SWARM, announces=announces
+        )
         told = [(await call(peer, "POST", "/p2p/v1/announce", node(number).encode())).status for number in (0, 1, 2, 0)]
         assert told == [200, 200, 429, 200]
         await call(peer, "POST", "/p2p/v1/announce", node(1, leaving=True).encode())
@@ -157,7 +161,9 @@ async def test_beyond_so_many_digests_new_ones_are_turned_away(tmp_path: Path) -
     async with registry(tmp_path) as api:
         randrange = random.Random(1).randrange
         announces = MemoryAnnounces(Named(api.catalog), pace=Pace(), randrange=randrange, limit=100)
-        peer = TrackerPeerApi(api.catalog, api.store, Slots(4, 4), lambda: SWARM, announces=announces)
+        peer = TrackerPeerApi(
+            api.catalog, Blobs(api.catalog, api.objects), Slots(4, 4), lambda: SWARM, announces=announces
+        )
         many = tuple(Digest.of(b"%d" % number) for number in range(1500))
         told = []
         for number, hold in (

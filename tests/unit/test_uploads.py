@@ -24,7 +24,7 @@ from tracker import intake
 from tracker.catalog.sessions import Lease, Session, Sessions, unknown
 from tracker.catalog.sessions_memory import MemorySessions
 from tracker.catalog.trail import By
-from tracker.durable import LEASE, Limits, Uploads
+from tracker.uploads import LEASE, Limits, Uploads
 
 BY = By("pusher")
 REPO = "acme/api"
@@ -56,7 +56,21 @@ class World:
         if self.dead:
             raise Crash
 
-    async def add_blob(self, repository: str, blob: Metainfo, name: str, by: By, *, upload: Lease | None = None) -> str:
+    async def holder(self, digest: Digest) -> str | None:
+        await trio.lowlevel.checkpoint()
+        self.step("holder")
+        return self.blobs[digest][1] if digest in self.blobs else None
+
+    async def add_blob(
+        self,
+        repository: str,
+        blob: Metainfo,
+        name: str,
+        by: By,
+        *,
+        upload: Lease | None = None,
+        lost: str | None = None,
+    ) -> str:
         await trio.lowlevel.checkpoint()
         self.step("add_blob")
         assert by == BY
@@ -66,6 +80,8 @@ class World:
         assert self.objects.held.objects[name] is not None
         if not self.sessions.end(upload):
             raise unknown(upload.id)
+        if blob.digest in self.blobs and self.blobs[blob.digest][1] == lost:
+            self.condemned.append(self.blobs.pop(blob.digest)[1])
         _, used = self.blobs.setdefault(blob.digest, (blob, name))
         self.links.add((repository, blob.digest))
         if used != name:

@@ -15,8 +15,8 @@ from tracker.catalog.memory import MemoryCatalog
 from tracker.catalog.sessions import Lease, unknown
 from tracker.catalog.sessions_memory import MemorySessions
 from tracker.catalog.trail import By
-from tracker.durable import Uploads
-from tracker.durable_api import UploadApi
+from tracker.upload_api import UploadApi
+from tracker.uploads import Uploads
 
 REPO = "acme/api"
 BY = By("pusher")
@@ -28,7 +28,19 @@ class Recorder:
         self.sessions = sessions
         self.blobs: dict[Digest, str] = {}
 
-    async def add_blob(self, repository: str, blob: Metainfo, name: str, by: By, *, upload: Lease | None = None) -> str:
+    async def holder(self, digest: Digest) -> str | None:
+        return self.blobs.get(digest)
+
+    async def add_blob(
+        self,
+        repository: str,
+        blob: Metainfo,
+        name: str,
+        by: By,
+        *,
+        upload: Lease | None = None,
+        lost: str | None = None,
+    ) -> str:
         assert (repository, by) == (REPO, BY)
         assert upload is not None
         if not self.sessions.end(upload):

@@ -9,6 +9,7 @@ from typing import Protocol
 from p2pregistry.content.metainfo import BlobRef, Metainfo
 from p2pregistry.digest import Digest
 from p2pregistry.errors import RequestError
+from tracker.catalog.sessions import Lease, Sessions
 from tracker.catalog.trail import By
 
 
@@ -38,6 +39,14 @@ class NewManifest:
     subject: Digest | None = None
     artifact_type: str | None = None
     annotations: Mapping[str, str] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class BlobHere:
+    """A blob and the object of the object store that holds its bytes."""
+
+    ref: BlobRef
+    object: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,14 +81,40 @@ class Catalog(Protocol):
     creates it. A failed database raises LocalError.
     """
 
-    async def add_blob(self, repository: str, blob: Metainfo) -> None:
-        """The bytes of ``blob`` are stored: record it and put it in ``repository``. Repeating is no error."""
+    @property
+    def sessions(self) -> Sessions:
+        """Uploads that have begun."""
 
-    async def mount_blob(self, repository: str, digest: Digest, source: str | None) -> BlobRef | None:
+    async def add_blob(
+        self,
+        repository: str,
+        blob: Metainfo,
+        name: str,
+        by: By,
+        *,
+        upload: Lease | None = None,
+        lost: str | None = None,
+    ) -> str:
+        """The bytes of ``blob`` are in the object ``name``: record it, put it in ``repository`` and end ``upload``.
+        Repeating is no error. Gives the object that holds the blob from now on.
+
+        If another one does already it is kept, and ``name`` is condemned; unless its bytes are known to be damaged, or
+        are ``lost``, as the caller has found: then that one is condemned. Raises NotFound (BLOB_UPLOAD_UNKNOWN) if the
+        upload's lease is lost and the repository has no such blob.
+        """
+
+    async def mount_blob(self, repository: str, digest: Digest, source: str | None, by: By) -> BlobRef | None:
         """Put a blob of ``source`` (None: of any repository) in ``repository``; None if it is not there."""
 
-    async def blob(self, repository: str, digest: Digest) -> BlobRef | None:
-        """A blob of this repository, or None."""
+    async def blob(self, repository: str, digest: Digest, *, renew: bool = False) -> BlobHere | None:
+        """A blob of this repository, or None. ``renew``: the answer is a promise that the blob stays for the grace
+        time, because the client will not push it."""
+
+    async def named_blob(self, digest: Digest) -> BlobHere | None:
+        """A blob of any repository that some manifest's claim names, for the peer API; else None."""
+
+    async def holder(self, digest: Digest) -> str | None:
+        """The object that holds the blob, in whichever repositories it is."""
 
     async def metainfo(self, digest: Digest) -> Metainfo | None:
         """The piece table of any blob that some manifest's claim names, for the peer API; else None."""
@@ -88,7 +123,7 @@ class Catalog(Protocol):
         """Those of ``digests`` that some manifest's claim names."""
 
     async def put_manifest(
-        self, repository: str, manifest: NewManifest, tags: Sequence[str], sign: Sign
+        self, repository: str, manifest: NewManifest, tags: Sequence[str], sign: Sign, by: By
     ) -> ManifestRecord:
         """Store the manifest byte for byte and move ``tags`` to it.
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Awaitable, Callable, Sequence
 
 import trio
@@ -10,6 +11,7 @@ from p2pregistry.content.metainfo import BlobRef, Metainfo
 from p2pregistry.digest import Digest
 from p2pregistry.errors import NotFound, RequestError
 from tracker.catalog.base import Catalog, ManifestRecord, NewManifest
+from tracker.catalog.trail import By
 
 Case = Callable[[Catalog], Awaitable[None]]
 
@@ -22,6 +24,22 @@ MEDIA_TYPE = "application/vnd.oci.image.manifest.v1+json"
 def _case(fn: Case) -> Case:
     CASES[getattr(fn, "__name__", repr(fn))] = fn
     return fn
+
+
+#: Who writes, in the checks.
+BY = By("pusher", "127.0.0.1", "request")
+_names = (f"u/{number % 256:02x}/{number:012x}" for number in itertools.count())
+
+
+async def add(catalog: Catalog, repository: str, blob: Metainfo) -> str:
+    """A blob in an object of its own."""
+    return await catalog.add_blob(repository, blob, next(_names), BY)
+
+
+async def ref(catalog: Catalog, repository: str, digest: Digest) -> BlobRef | None:
+    """What the repository has of this digest."""
+    here = await catalog.blob(repository, digest)
+    return None if here is None else here.ref
 
 
 class Signer:
@@ -50,15 +68,15 @@ async def _put(
 ) -> ManifestRecord:
     """Push an image of one blob, whose content is the body of its manifest."""
     layer = Metainfo.of_bytes(b"layer of " + body)
-    await catalog.add_blob(repository, layer)
-    return await catalog.put_manifest(repository, manifest(body, [layer]), tags, sign or Signer())
+    await add(catalog, repository, layer)
+    return await catalog.put_manifest(repository, manifest(body, [layer]), tags, sign or Signer(), BY)
 
 
 async def _refused(catalog: Catalog, repository: str, new: NewManifest, tags: Sequence[str]) -> object:
     sign = Signer()
     caught: RequestError | None = None
     try:
-        await catalog.put_manifest(repository, new, tags, sign)
+        await catalog.put_manifest(repository, new, tags, sign, BY)
     except RequestError as error:
         caught = error
     assert caught is not None, "the manifest was taken"
@@ -78,20 +96,20 @@ async def _name_unknown(catalog: Catalog, repository: str) -> bool:
 @_case
 async def a_blob_is_visible_where_it_was_pushed_only(catalog: Catalog) -> None:
     one = blob("one")
-    await catalog.add_blob("acme/api", one)
-    assert await catalog.blob("acme/api", one.digest) == one.ref
-    assert await catalog.blob("acme/ap", one.digest) is None
-    await catalog.add_blob("acme/other", blob("two"))
-    assert await catalog.blob("acme/other", one.digest) is None
-    assert await catalog.blob("acme/api", blob("two").digest) is None
+    await add(catalog, "acme/api", one)
+    assert await ref(catalog, "acme/api", one.digest) == one.ref
+    assert await ref(catalog, "acme/ap", one.digest) is None
+    await add(catalog, "acme/other", blob("two"))
+    assert await ref(catalog, "acme/other", one.digest) is None
+    assert await ref(catalog, "acme/api", blob("two").digest) is None
 
 
 @_case
 async def adding_a_blob_again_is_no_error(catalog: Catalog) -> None:
     one = blob("one")
     for repository in ("a", "a", "b", "a"):
-        await catalog.add_blob(repository, one)
-    assert await catalog.blob("a", one.digest) == await catalog.blob("b", one.digest) == one.ref
+        await add(catalog, repository, one)
+    assert await ref(catalog, "a", one.digest) == await ref(catalog, "b", one.digest) == one.ref
 
 
 @_case
@@ -100,11 +118,11 @@ async def first_pushes_at_the_same_time_all_succeed(catalog: Catalog) -> None:
     body = b"the same manifest"
     async with trio.open_nursery() as nursery:
         for i in range(8):
-            nursery.start_soon(catalog.add_blob, "acme/new", one)
-            nursery.start_soon(catalog.add_blob, "acme/new", blob(f"blob {i}"))
+            nursery.start_soon(add, catalog, "acme/new", one)
+            nursery.start_soon(add, catalog, "acme/new", blob(f"blob {i}"))
             nursery.start_soon(_put, catalog, "acme/new", body, "latest")
     for i in range(8):
-        assert await catalog.blob("acme/new", blob(f"blob {i}").digest) is not None
+        assert await ref(catalog, "acme/new", blob(f"blob {i}").digest) is not None
     assert await catalog.tags("acme/new") == ["latest"]
     found = await catalog.manifest("acme/new", "latest")
     assert found is not None
@@ -124,13 +142,13 @@ async def many_tags_moved_at_the_same_time_in_different_orders(catalog: Catalog)
 @_case
 async def a_blob_of_no_bytes_and_one_with_sha512(catalog: Catalog) -> None:
     empty = Metainfo.of_bytes(b"")
-    await catalog.add_blob("a", empty)
+    await add(catalog, "a", empty)
     long = Metainfo.of(Digest.of(b"x", "sha512"), 1, Digest.of(b"x").raw)
-    await catalog.add_blob("a", long)
-    await catalog.put_manifest("a", manifest(b"m", [empty, long]), (), Signer())
+    await add(catalog, "a", long)
+    await catalog.put_manifest("a", manifest(b"m", [empty, long]), (), Signer(), BY)
     assert await catalog.metainfo(empty.digest) == empty
     assert await catalog.metainfo(long.digest) == long
-    assert await catalog.blob("a", long.digest) == long.ref
+    assert await ref(catalog, "a", long.digest) == long.ref
 
 
 @_case
@@ -138,38 +156,38 @@ async def a_large_piece_table_comes_back_whole(catalog: Catalog) -> None:
     size = 3000 * (1 << 20) + 17
     hashes = b"".join(Digest.of(b"%d" % i).raw for i in range(3001))
     large = Metainfo.of(Digest.of(b"large"), size, hashes)
-    await catalog.add_blob("a", large)
-    await catalog.put_manifest("a", manifest(b"m", [large]), (), Signer())
+    await add(catalog, "a", large)
+    await catalog.put_manifest("a", manifest(b"m", [large]), (), Signer(), BY)
     assert await catalog.metainfo(large.digest) == large
 
 
 @_case
 async def mounting_from_a_repository_that_has_it(catalog: Catalog) -> None:
     one = blob("one")
-    await catalog.add_blob("from", one)
-    assert await catalog.mount_blob("to", one.digest, "from") == one.ref
-    assert await catalog.blob("to", one.digest) == one.ref
-    assert await catalog.mount_blob("to", one.digest, "from") == one.ref
+    await add(catalog, "from", one)
+    assert await catalog.mount_blob("to", one.digest, "from", BY) == one.ref
+    assert await ref(catalog, "to", one.digest) == one.ref
+    assert await catalog.mount_blob("to", one.digest, "from", BY) == one.ref
 
 
 @_case
 async def mounting_from_any_repository(catalog: Catalog) -> None:
     one = blob("one")
-    await catalog.add_blob("from", one)
-    assert await catalog.mount_blob("to", one.digest, None) == one.ref
-    assert await catalog.blob("to", one.digest) == one.ref
+    await add(catalog, "from", one)
+    assert await catalog.mount_blob("to", one.digest, None, BY) == one.ref
+    assert await ref(catalog, "to", one.digest) == one.ref
 
 
 @_case
 async def mounting_what_is_not_there_leaves_nothing(catalog: Catalog) -> None:
     one = blob("one")
-    assert await catalog.mount_blob("to", one.digest, None) is None
-    assert await catalog.mount_blob("to", one.digest, "from") is None
-    await catalog.add_blob("elsewhere", one)
-    assert await catalog.mount_blob("to", one.digest, "from") is None
-    await catalog.add_blob("from", blob("two"))
-    assert await catalog.mount_blob("to", one.digest, "from") is None
-    assert await catalog.blob("to", one.digest) is None
+    assert await catalog.mount_blob("to", one.digest, None, BY) is None
+    assert await catalog.mount_blob("to", one.digest, "from", BY) is None
+    await add(catalog, "elsewhere", one)
+    assert await catalog.mount_blob("to", one.digest, "from", BY) is None
+    await add(catalog, "from", blob("two"))
+    assert await catalog.mount_blob("to", one.digest, "from", BY) is None
+    assert await ref(catalog, "to", one.digest) is None
     assert await _name_unknown(catalog, "to")
 
 
@@ -188,7 +206,7 @@ async def a_manifest_comes_back_byte_for_byte(catalog: Catalog) -> None:
 async def a_manifest_with_a_sha512_digest(catalog: Catalog) -> None:
     body = b"body"
     new = NewManifest(Digest.of(body, "sha512"), MEDIA_TYPE, body, (), ())
-    put = await catalog.put_manifest("a", new, ["t"], Signer())
+    put = await catalog.put_manifest("a", new, ["t"], Signer(), BY)
     assert await catalog.manifest("a", new.digest) == put
     assert await catalog.manifest("a", Digest.of(body)) is None
 
@@ -233,9 +251,9 @@ async def storing_again_keeps_the_media_type_of_this_repository(catalog: Catalog
     sign = Signer()
     first = NewManifest(Digest.of(b"m"), "application/one", b"m", (), ())
     other = NewManifest(Digest.of(b"m"), "application/other", b"m", (), ())
-    await catalog.put_manifest("a", first, (), sign)
-    assert (await catalog.put_manifest("a", other, (), sign)).media_type == "application/one"
-    assert (await catalog.put_manifest("b", other, (), sign)).media_type == "application/other"
+    await catalog.put_manifest("a", first, (), sign, BY)
+    assert (await catalog.put_manifest("a", other, (), sign, BY)).media_type == "application/one"
+    assert (await catalog.put_manifest("b", other, (), sign, BY)).media_type == "application/other"
     found = await catalog.manifest("a", first.digest)
     assert found is not None
     assert found.media_type == "application/one"
@@ -245,10 +263,10 @@ async def storing_again_keeps_the_media_type_of_this_repository(catalog: Catalog
 async def the_claim_is_asked_for_in_the_order_of_the_manifest(catalog: Catalog) -> None:
     blobs = [blob(f"blob {i}") for i in range(20)]
     for one in blobs:
-        await catalog.add_blob("a", one)
+        await add(catalog, "a", one)
     order = [*blobs[::-1], blobs[3], blobs[0]]
     sign = Signer()
-    await catalog.put_manifest("a", manifest(b"body", order), (), sign)
+    await catalog.put_manifest("a", manifest(b"body", order), (), sign, BY)
     assert sign.calls == [[one.ref for one in blobs[::-1]]]
 
 
@@ -260,9 +278,9 @@ async def a_manifest_that_lacks_something_names_it_all_and_leaves_nothing(catalo
         "digests": [str(lack.digest), str(have.digest), str(lack2.digest), str(child)]
     }
     assert await _name_unknown(catalog, "fresh")
-    await catalog.add_blob("elsewhere", lack)
+    await add(catalog, "elsewhere", lack)
     await _put(catalog, "a", b"before", "t")
-    await catalog.add_blob("a", have)
+    await add(catalog, "a", have)
     assert await _refused(catalog, "a", new, ["t", "u"]) == {
         "digests": [str(lack.digest), str(lack2.digest), str(child)]
     }
@@ -283,7 +301,7 @@ async def an_index_needs_its_manifests_in_the_same_repository(catalog: Catalog) 
     index = manifest(b"index", [], [child.digest, child.digest])
     assert await _refused(catalog, "b", index, ["t"]) == {"digests": [str(child.digest)]}
     sign = Signer()
-    put = await catalog.put_manifest("a", index, ["t"], sign)
+    put = await catalog.put_manifest("a", index, ["t"], sign, BY)
     assert sign.calls == [[]]
     assert await catalog.manifest("a", "t") == put
 
@@ -294,11 +312,11 @@ async def a_signer_that_fails_leaves_nothing(catalog: Catalog) -> None:
         raise RequestError("DENIED", f"no key for {len(blobs)} blobs")
 
     one = blob("one")
-    await catalog.add_blob("a", one)
+    await add(catalog, "a", one)
     new = manifest(b"body", [one])
     code = "none"
     try:
-        await catalog.put_manifest("a", new, ["t"], fails)
+        await catalog.put_manifest("a", new, ["t"], fails, BY)
     except RequestError as error:
         code = error.code
     assert code == "DENIED"
@@ -309,16 +327,16 @@ async def a_signer_that_fails_leaves_nothing(catalog: Catalog) -> None:
 @_case
 async def claims_of_a_blob_are_the_newest_three_of_the_repository(catalog: Catalog) -> None:
     sign, one = Signer(), blob("one")
-    await catalog.add_blob("a", one)
-    await catalog.add_blob("b", one)
+    await add(catalog, "a", one)
+    await add(catalog, "b", one)
     assert await catalog.claims_for_blob("a", one.digest) == []
     bodies = [b"m1", b"m2", b"m3", b"m4"]
     for body in bodies:
-        await catalog.put_manifest("a", manifest(body, [one]), (), sign)
-    await catalog.put_manifest("b", manifest(b"m5", [one]), (), sign)
+        await catalog.put_manifest("a", manifest(body, [one]), (), sign, BY)
+    await catalog.put_manifest("b", manifest(b"m5", [one]), (), sign, BY)
     assert await catalog.claims_for_blob("a", one.digest) == ["claim-4", "claim-3", "claim-2"]
     assert await catalog.claims_for_blob("b", one.digest) == ["claim-5"]
-    await catalog.put_manifest("a", manifest(b"m1", [one]), (), sign)
+    await catalog.put_manifest("a", manifest(b"m1", [one]), (), sign, BY)
     assert await catalog.claims_for_blob("a", one.digest) == ["claim-6", "claim-4", "claim-3"]
     assert await catalog.claims_for_blob("nowhere", one.digest) == []
     assert await catalog.claims_for_blob("a", blob("two").digest) == []
@@ -327,10 +345,10 @@ async def claims_of_a_blob_are_the_newest_three_of_the_repository(catalog: Catal
 @_case
 async def a_blob_that_the_claim_no_longer_names(catalog: Catalog) -> None:
     sign, one, two = Signer(), blob("one"), blob("two")
-    await catalog.add_blob("a", one)
-    await catalog.add_blob("a", two)
-    await catalog.put_manifest("a", manifest(b"m", [one]), (), sign)
-    await catalog.put_manifest("a", manifest(b"m", [two]), (), sign)
+    await add(catalog, "a", one)
+    await add(catalog, "a", two)
+    await catalog.put_manifest("a", manifest(b"m", [one]), (), sign, BY)
+    await catalog.put_manifest("a", manifest(b"m", [two]), (), sign, BY)
     assert await catalog.claims_for_blob("a", one.digest) == []
     assert await catalog.claims_for_blob("a", two.digest) == ["claim-2"]
 
@@ -338,9 +356,9 @@ async def a_blob_that_the_claim_no_longer_names(catalog: Catalog) -> None:
 @_case
 async def metainfo_is_given_for_claimed_blobs_only(catalog: Catalog) -> None:
     one = Metainfo.of_bytes(b"x" * (3 << 20))
-    await catalog.add_blob("a", one)
+    await add(catalog, "a", one)
     assert await catalog.metainfo(one.digest) is None
-    await catalog.put_manifest("a", manifest(b"m", [one]), (), Signer())
+    await catalog.put_manifest("a", manifest(b"m", [one]), (), Signer(), BY)
     assert await catalog.metainfo(one.digest) == one
     assert await catalog.metainfo(blob("unknown").digest) is None
 
@@ -349,11 +367,11 @@ async def metainfo_is_given_for_claimed_blobs_only(catalog: Catalog) -> None:
 async def of_many_digests_those_that_a_claim_names(catalog: Catalog) -> None:
     one, two, loose = blob("one"), blob("two"), blob("loose")
     for each in (one, two, loose):
-        await catalog.add_blob("a", each)
+        await add(catalog, "a", each)
     assert await catalog.named([one.digest]) == set()
-    await catalog.put_manifest("a", manifest(b"m", [one]), (), Signer())
-    await catalog.add_blob("b", two)
-    await catalog.put_manifest("b", manifest(b"n", [two]), (), Signer())
+    await catalog.put_manifest("a", manifest(b"m", [one]), (), Signer(), BY)
+    await add(catalog, "b", two)
+    await catalog.put_manifest("b", manifest(b"n", [two]), (), Signer(), BY)
     asked = [one.digest, two.digest, loose.digest, blob("unknown").digest]
     assert await catalog.named(asked) == {one.digest, two.digest}
     assert await catalog.named([]) == set()
@@ -364,7 +382,7 @@ async def a_manifest_of_several_repositories_has_one_claim_each(catalog: Catalog
     sign = Signer()
     new = manifest(b"the same")
     for i in range(22):
-        await catalog.put_manifest(f"r{i}", new, (), sign)
+        await catalog.put_manifest(f"r{i}", new, (), sign, BY)
     found = await catalog.manifest_anywhere(new.digest)
     assert [record.claim for record in found] == [f"claim-{i}" for i in range(22, 2, -1)]
     assert {record.body for record in found} == {b"the same"}
@@ -402,7 +420,7 @@ async def tags_after_any_text_at_all(catalog: Catalog) -> None:
 
 @_case
 async def tags_of_a_repository_without_any_and_of_none(catalog: Catalog) -> None:
-    await catalog.add_blob("blobs/only", blob("one"))
+    await add(catalog, "blobs/only", blob("one"))
     assert await catalog.tags("blobs/only") == []
     assert await catalog.tags("blobs/only", after="x", limit=3) == []
     assert await _name_unknown(catalog, "blobs")
@@ -413,7 +431,7 @@ async def tags_of_a_repository_without_any_and_of_none(catalog: Catalog) -> None
 async def a_cancelled_call_ends_and_the_catalog_goes_on(catalog: Catalog) -> None:
     with trio.CancelScope() as scope:
         scope.cancel()
-        await catalog.add_blob("a", blob("one"))
+        await add(catalog, "a", blob("one"))
     assert scope.cancelled_caught
-    await catalog.add_blob("a", blob("one"))
-    assert await catalog.blob("a", blob("one").digest) is not None
+    await add(catalog, "a", blob("one"))
+    assert await ref(catalog, "a", blob("one").digest) is not None

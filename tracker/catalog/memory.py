@@ -10,13 +10,26 @@ import trio
 from p2pregistry.content.metainfo import BlobRef, Metainfo
 from p2pregistry.digest import Digest
 from p2pregistry.errors import NotFound, RequestError
-from tracker.catalog.base import ManifestRecord, NewManifest, Referrer, Sign, still_referred_to
+from tracker.catalog.base import BlobHere, ManifestRecord, NewManifest, Referrer, Sign, still_referred_to
 from tracker.catalog.keys import digest_key
+from tracker.catalog.sessions import Lease, unknown
+from tracker.catalog.sessions_memory import MemorySessions
 from tracker.catalog.trail import By
 
 
 @dataclass(slots=True)
-class _Stored:
+class Kept:
+    """A blob and the object that holds it; ``damaged`` where its bytes are others."""
+
+    metainfo: Metainfo
+    object: str
+    damaged: bool = False
+
+
+@dataclass(slots=True)
+class StoredManifest:
+    """A manifest of a repository; ``number`` counts claims up."""
+
     record: ManifestRecord
     blobs: frozenset[Digest]
     number: int
@@ -24,56 +37,106 @@ class _Stored:
 
 
 @dataclass(slots=True)
-class _Repository:
-    blobs: set[Digest] = field(default_factory=set)
-    manifests: dict[Digest, _Stored] = field(default_factory=dict)
+class Repository:
+    """``blobs``: when each was last touched, by trio's clock."""
+
+    blobs: dict[Digest, float] = field(default_factory=dict)
+    manifests: dict[Digest, StoredManifest] = field(default_factory=dict)
     tags: dict[str, Digest] = field(default_factory=dict)
 
 
 class MemoryCatalog:
-    """``Catalog`` without a database. Each method is a checkpoint and otherwise atomic."""
+    """``Catalog`` without a database. Each method is a checkpoint and otherwise atomic.
+
+    The other areas in memory work on ``blobs``, ``content`` (by repository) and ``condemned`` (objects, with their
+    sizes in bytes)."""
 
     def __init__(self) -> None:
-        self._blobs: dict[Digest, Metainfo] = {}
-        self._repositories: dict[str, _Repository] = {}
+        self.blobs: dict[Digest, Kept] = {}
+        self.content: dict[str, Repository] = {}
+        self.condemned: dict[str, int] = {}
+        self.sessions = MemorySessions(self._condemn)
         self._claims = 0
         #: who did what, where: the actions of the audit log
         self.written: list[tuple[By, str, str]] = []
 
-    def _open(self, repository: str) -> _Repository:
-        return self._repositories.setdefault(repository, _Repository())
+    def _condemn(self, name: str, size: int) -> None:
+        if all(kept.object != name for kept in self.blobs.values()):
+            self.condemned.setdefault(name, size)
 
-    async def add_blob(self, repository: str, blob: Metainfo) -> None:
-        await trio.lowlevel.checkpoint()
-        self._blobs.setdefault(blob.digest, blob)
-        self._open(repository).blobs.add(blob.digest)
+    def _link(self, repository: str, digest: Digest, by: By, action: str) -> None:
+        blobs = self.content.setdefault(repository, Repository()).blobs
+        if digest not in blobs:
+            self.written.append((by, action, repository))
+        blobs[digest] = trio.current_time()
 
-    async def mount_blob(self, repository: str, digest: Digest, source: str | None) -> BlobRef | None:
+    async def add_blob(
+        self,
+        repository: str,
+        blob: Metainfo,
+        name: str,
+        by: By,
+        *,
+        upload: Lease | None = None,
+        lost: str | None = None,
+    ) -> str:
         await trio.lowlevel.checkpoint()
-        sources = self._repositories.items() if source is None else [(source, self._repositories.get(source))]
+        if upload is not None and not self.sessions.end(upload):
+            found = self.content.get(repository)
+            if found is None or blob.digest not in found.blobs:
+                raise unknown(upload.id)
+            return self.blobs[blob.digest].object
+        kept = self.blobs.setdefault(blob.digest, Kept(blob, name))
+        before = kept.object
+        if before != name:
+            if kept.damaged or before == lost:
+                kept.object, kept.damaged = name, False
+                self._condemn(before, blob.size)
+            else:
+                self._condemn(name, blob.size)
+        self._link(repository, blob.digest, by, "blob.push")
+        return kept.object
+
+    async def mount_blob(self, repository: str, digest: Digest, source: str | None, by: By) -> BlobRef | None:
+        await trio.lowlevel.checkpoint()
+        sources = self.content.items() if source is None else [(source, self.content.get(source))]
         if not any(found is not None and digest in found.blobs for _, found in sources):
             return None
-        self._open(repository).blobs.add(digest)
-        return self._blobs[digest].ref
+        self._link(repository, digest, by, "blob.mount")
+        return self.blobs[digest].metainfo.ref
 
-    async def blob(self, repository: str, digest: Digest) -> BlobRef | None:
+    async def blob(self, repository: str, digest: Digest, *, renew: bool = False) -> BlobHere | None:
         await trio.lowlevel.checkpoint()
-        found = self._repositories.get(repository)
-        return self._blobs[digest].ref if found is not None and digest in found.blobs else None
+        found = self.content.get(repository)
+        if found is None or digest not in found.blobs:
+            return None
+        if renew:
+            found.blobs[digest] = trio.current_time()
+        return self._here(digest)
+
+    def _here(self, digest: Digest) -> BlobHere:
+        return BlobHere(self.blobs[digest].metainfo.ref, self.blobs[digest].object)
+
+    async def named_blob(self, digest: Digest) -> BlobHere | None:
+        return None if await self.metainfo(digest) is None else self._here(digest)
+
+    async def holder(self, digest: Digest) -> str | None:
+        await trio.lowlevel.checkpoint()
+        return self.blobs[digest].object if digest in self.blobs else None
 
     async def metainfo(self, digest: Digest) -> Metainfo | None:
         await trio.lowlevel.checkpoint()
-        stored = (stored for repository in self._repositories.values() for stored in repository.manifests.values())
-        return self._blobs[digest] if any(digest in one.blobs for one in stored) else None
+        stored = (stored for repository in self.content.values() for stored in repository.manifests.values())
+        return self.blobs[digest].metainfo if any(digest in one.blobs for one in stored) else None
 
     async def named(self, digests: Sequence[Digest]) -> set[Digest]:
         return {digest for digest in digests if await self.metainfo(digest) is not None}
 
     async def put_manifest(
-        self, repository: str, manifest: NewManifest, tags: Sequence[str], sign: Sign
+        self, repository: str, manifest: NewManifest, tags: Sequence[str], sign: Sign, by: By
     ) -> ManifestRecord:
         await trio.lowlevel.checkpoint()
-        found = self._repositories.get(repository, _Repository())
+        found = self.content.get(repository, Repository())
         blobs, children = list(dict.fromkeys(manifest.blobs)), list(dict.fromkeys(manifest.manifests))
         missing = [str(digest) for digest in blobs if digest not in found.blobs]
         missing += [str(digest) for digest in children if digest not in found.manifests]
@@ -83,19 +146,20 @@ class MemoryCatalog:
                 "the manifest refers to content that this repository does not have",
                 detail={"digests": missing},
             )
-        claim = sign([self._blobs[digest].ref for digest in blobs])
+        claim = sign([self.blobs[digest].metainfo.ref for digest in blobs])
         before = found.manifests.get(manifest.digest)
         media_type = manifest.media_type if before is None else before.record.media_type
         record = ManifestRecord(manifest.digest, media_type, manifest.body, claim)
         self._claims += 1
-        self._repositories[repository] = found
-        found.manifests[manifest.digest] = _Stored(record, frozenset(blobs), self._claims, manifest)
+        self.content[repository] = found
+        found.manifests[manifest.digest] = StoredManifest(record, frozenset(blobs), self._claims, manifest)
         found.tags.update(dict.fromkeys(tags, manifest.digest))
+        self.written.append((by, "manifest.push", repository))
         return record
 
     async def manifest(self, repository: str, reference: str | Digest) -> ManifestRecord | None:
         await trio.lowlevel.checkpoint()
-        found = self._repositories.get(repository)
+        found = self.content.get(repository)
         if found is None:
             return None
         digest = reference if isinstance(reference, Digest) else found.tags.get(reference)
@@ -108,25 +172,25 @@ class MemoryCatalog:
         naming = sorted((one for one in manifests if digest in one.blobs), key=lambda one: -one.number)
         return [one.record.claim for one in naming[:3]]
 
-    def _open_manifests(self, repository: str) -> list[_Stored]:
-        found = self._repositories.get(repository)
+    def _open_manifests(self, repository: str) -> list[StoredManifest]:
+        found = self.content.get(repository)
         return [] if found is None else list(found.manifests.values())
 
     async def manifest_anywhere(self, digest: Digest) -> list[ManifestRecord]:
         await trio.lowlevel.checkpoint()
-        stored = [found.manifests[digest] for found in self._repositories.values() if digest in found.manifests]
+        stored = [found.manifests[digest] for found in self.content.values() if digest in found.manifests]
         return [one.record for one in sorted(stored, key=lambda one: -one.number)[:20]]
 
     async def tags(self, repository: str, *, after: str = "", limit: int = 1000) -> list[str]:
         await trio.lowlevel.checkpoint()
-        found = self._repositories.get(repository)
+        found = self.content.get(repository)
         if found is None:
             raise NotFound("NAME_UNKNOWN", "no such repository", detail={"name": repository})
         return sorted(tag for tag in found.tags if tag > after)[: max(0, limit)]
 
     async def repositories(self, *, after: str = "", limit: int = 1000) -> list[str]:
         await trio.lowlevel.checkpoint()
-        return sorted(name for name in self._repositories if name > after)[: max(0, limit)]
+        return sorted(name for name in self.content if name > after)[: max(0, limit)]
 
     async def referrers(
         self,
@@ -156,7 +220,7 @@ class MemoryCatalog:
 
     async def delete_tag(self, repository: str, tag: str, by: By) -> bool:
         await trio.lowlevel.checkpoint()
-        found = self._repositories.get(repository)
+        found = self.content.get(repository)
         if found is None or found.tags.pop(tag, None) is None:
             return False
         self.written.append((by, "tag.delete", repository))
@@ -164,7 +228,7 @@ class MemoryCatalog:
 
     async def delete_manifest(self, repository: str, digest: Digest, by: By) -> bool:
         await trio.lowlevel.checkpoint()
-        found = self._repositories.get(repository)
+        found = self.content.get(repository)
         if found is None or found.manifests.pop(digest, None) is None:
             return False
         found.tags = {tag: target for tag, target in found.tags.items() if target != digest}
@@ -173,11 +237,11 @@ class MemoryCatalog:
 
     async def delete_blob(self, repository: str, digest: Digest, by: By) -> bool:
         await trio.lowlevel.checkpoint()
-        found = self._repositories.get(repository)
+        found = self.content.get(repository)
         if found is None or digest not in found.blobs:
             return False
         if any(digest in one.blobs for one in found.manifests.values()):
             raise still_referred_to(digest)
-        found.blobs.discard(digest)
+        del found.blobs[digest]
         self.written.append((by, "blob.delete", repository))
         return True

@@ -10,18 +10,15 @@ from psycopg.types.json import Jsonb
 from p2pregistry.content.metainfo import BlobRef, Metainfo
 from p2pregistry.digest import Digest
 from p2pregistry.errors import NotFound, RequestError
-from tracker.catalog import removal
-from tracker.catalog.base import ManifestRecord, NewManifest, Referrer, Sign
+from tracker.catalog import blob_rows, removal
+from tracker.catalog.base import BlobHere, ManifestRecord, NewManifest, Referrer, Sign
 from tracker.catalog.keys import digest_key as _key
 from tracker.catalog.keys import key_digest as _digest
-from tracker.catalog.trail import By
+from tracker.catalog.sessions import Lease
+from tracker.catalog.sessions_postgres import PostgresSessions
+from tracker.catalog.trail import By, record
 from tracker.db import Connection, Db
 
-_BLOB: Final = """
-select b.digest, b.size, b.root from blobs b
-join repository_blobs rb on rb.blob_id = b.id join repositories r on r.id = rb.repository_id
-where r.name = %s and b.digest = %s
-"""
 _MANIFEST_BY_TAG: Final = """
 select m.digest, rm.media_type, m.body, rm.claim from repositories r
 join tags t on t.repository_id = r.id
@@ -108,15 +105,33 @@ class PostgresCatalog:
 
     def __init__(self, db: Db) -> None:
         self._db = db
+        self.sessions = PostgresSessions(db)
 
-    async def add_blob(self, repository: str, blob: Metainfo) -> None:
-        await self._db.tx(_add_blob, repository, blob, retry=True)
+    async def add_blob(
+        self,
+        repository: str,
+        blob: Metainfo,
+        name: str,
+        by: By,
+        *,
+        upload: Lease | None = None,
+        lost: str | None = None,
+    ) -> str:
+        return await self._db.tx(blob_rows.add_blob, repository, blob, name, by, upload, lost, retry=True)
 
-    async def mount_blob(self, repository: str, digest: Digest, source: str | None) -> BlobRef | None:
-        return await self._db.tx(_mount_blob, repository, digest, source, retry=True)
+    async def mount_blob(self, repository: str, digest: Digest, source: str | None, by: By) -> BlobRef | None:
+        return await self._db.tx(blob_rows.mount_blob, repository, digest, source, by, retry=True)
 
-    async def blob(self, repository: str, digest: Digest) -> BlobRef | None:
-        return await self._db.query(_blob, repository, digest)
+    async def blob(self, repository: str, digest: Digest, *, renew: bool = False) -> BlobHere | None:
+        if renew:
+            return await self._db.tx(blob_rows.renew_blob, repository, digest, retry=True)
+        return await self._db.query(blob_rows.blob_here, repository, digest)
+
+    async def named_blob(self, digest: Digest) -> BlobHere | None:
+        return await self._db.query(blob_rows.named_blob, digest)
+
+    async def holder(self, digest: Digest) -> str | None:
+        return await self._db.query(blob_rows.holder, digest)
 
     async def metainfo(self, digest: Digest) -> Metainfo | None:
         return await self._db.query(_metainfo, digest)
@@ -125,9 +140,9 @@ class PostgresCatalog:
         return await self._db.query(_named, digests)
 
     async def put_manifest(
-        self, repository: str, manifest: NewManifest, tags: Sequence[str], sign: Sign
+        self, repository: str, manifest: NewManifest, tags: Sequence[str], sign: Sign, by: By
     ) -> ManifestRecord:
-        return await self._db.tx(_put_manifest, repository, manifest, tags, sign, retry=True)
+        return await self._db.tx(_put_manifest, repository, manifest, tags, sign, by, retry=True)
 
     async def manifest(self, repository: str, reference: str | Digest) -> ManifestRecord | None:
         return await self._db.query(_manifest, repository, reference)
@@ -165,60 +180,6 @@ class PostgresCatalog:
         return await self._db.tx(removal.delete_blob, repository, digest, by)
 
 
-def _repository(connection: Connection, name: str) -> int:
-    """The id of a repository, which is made if it does not exist."""
-    # The plain look-up first: an insert that meets a row still uses up an id and writes to the log.
-    for _ in range(2):
-        row = connection.execute("select id from repositories where name = %s", (name,)).fetchone()
-        if row is None:
-            row = connection.execute(
-                "insert into repositories (name) values (%s) on conflict (name) do nothing returning id", (name,)
-            ).fetchone()
-        if row is not None:
-            return int(row[0])
-        # Another transaction made it while this one waited; the next statement sees it.
-    raise RuntimeError("a repository was removed while it was being made")
-
-
-def _link(connection: Connection, repository: str, blob_id: int) -> None:
-    connection.execute(
-        "insert into repository_blobs (repository_id, blob_id) values (%s, %s) on conflict do nothing",
-        (_repository(connection, repository), blob_id),
-    )
-
-
-def _add_blob(connection: Connection, repository: str, blob: Metainfo) -> None:
-    key = _key(blob.digest)
-    connection.execute(
-        "insert into blobs (digest, size, root, hashes, object) values (%s, %s, %s, %s, %s)"
-        " on conflict (digest) do nothing",
-        (key, blob.size, blob.root, blob.hashes, f"{blob.digest.algorithm}/{blob.digest.hex[:2]}/{blob.digest.hex}"),
-    )
-    row = connection.execute("select id from blobs where digest = %s for key share", (key,)).fetchone()
-    assert row is not None
-    _link(connection, repository, row[0])
-
-
-def _mount_blob(connection: Connection, repository: str, digest: Digest, source: str | None) -> BlobRef | None:
-    row = connection.execute(
-        """
-        select b.id, b.digest, b.size, b.root from blobs b
-        join repository_blobs rb on rb.blob_id = b.id join repositories r on r.id = rb.repository_id
-        where b.digest = %s and (%s::text is null or r.name = %s) limit 1 for key share of b, rb
-        """,
-        (_key(digest), source, source),
-    ).fetchone()
-    if row is None:
-        return None
-    _link(connection, repository, row[0])
-    return BlobRef(_digest(row[1]), row[2], row[3])
-
-
-def _blob(connection: Connection, repository: str, digest: Digest) -> BlobRef | None:
-    row = connection.execute(_BLOB, (repository, _key(digest))).fetchone()
-    return None if row is None else BlobRef(_digest(row[0]), row[1], row[2])
-
-
 def _metainfo(connection: Connection, digest: Digest) -> Metainfo | None:
     row = connection.execute(_METAINFO, (_key(digest),)).fetchone()
     return None if row is None else Metainfo(_digest(row[0]), row[1], row[2], row[3])
@@ -230,9 +191,9 @@ def _named(connection: Connection, digests: Sequence[Digest]) -> set[Digest]:
 
 
 def _put_manifest(
-    connection: Connection, repository: str, manifest: NewManifest, tags: Sequence[str], sign: Sign
+    connection: Connection, repository: str, manifest: NewManifest, tags: Sequence[str], sign: Sign, by: By
 ) -> ManifestRecord:
-    repository_id = _repository(connection, repository)
+    repository_id = blob_rows.repository_id(connection, repository)
     blobs, children = _references(connection, repository_id, manifest)
     manifest_id = _store_body(connection, manifest)
     claim = sign([ref for _, ref in blobs])
@@ -250,6 +211,9 @@ def _put_manifest(
     # In one order everywhere, so that two pushes of the same tags cannot wait for each other.
     for tag in sorted(set(tags)):
         connection.execute(_PUT_TAG, (repository_id, tag, manifest_id))
+    detail = {"media_type": row[0], "size": len(manifest.body), "tags": sorted(set(tags))}
+    one = next(iter(tags)) if len(tags) == 1 else None
+    record(connection, by, "manifest.push", repository, reference=one, digest=str(manifest.digest), detail=detail)
     return ManifestRecord(manifest.digest, row[0], manifest.body, claim)
 
 

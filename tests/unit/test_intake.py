@@ -1,4 +1,4 @@
-"""Bytes on their way in: however they are cut, hashes, pieces and file are those of the whole."""
+"""Bytes on their way in: however they are cut, hashes, pieces and draft are those of the whole."""
 
 from __future__ import annotations
 
@@ -10,48 +10,18 @@ from collections.abc import AsyncIterator, Sequence
 import pytest
 import trio
 import trio.testing
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from p2pregistry.content.metainfo import Metainfo
 from p2pregistry.content.unixfs import PIECE_SIZE
 from p2pregistry.errors import RequestError, StorageFull
+from p2pregistry.objects.base import Draft
+from p2pregistry.objects.memory import MemoryDraft, MemoryObjects
 from p2pregistry.testing.handlers import ScriptedBody
-from tracker.ingest import Ingest, blocks_of
+from tracker.intake import BLOCKS, QUEUE, Hashes, Intake, blocks_of
 
 DATA = random.Random(7).randbytes(3 * PIECE_SIZE + 12_345)
-
-
-class Paper:
-    """Staged bytes that keep what is written; full after ``room`` bytes."""
-
-    key = "upload-x"
-
-    def __init__(self, room: int = 1 << 40) -> None:
-        self.data = bytearray()
-        self.room = room
-
-    async def write_at(self, offset: int, data: bytes | bytearray | memoryview) -> None:
-        await trio.lowlevel.checkpoint()
-        assert offset == len(self.data)
-        if offset + len(data) > self.room:
-            raise StorageFull("no room")
-        self.data += data
-
-    async def write_verified(self, offset: int, data: bytes | bytearray | memoryview, sha256: bytes) -> bool:
-        raise NotImplementedError
-
-    async def read_at(self, offset: int, length: int) -> bytes:
-        raise NotImplementedError
-
-    async def commit(self, digest: object) -> None:
-        raise NotImplementedError
-
-    async def discard(self) -> None:
-        raise NotImplementedError
-
-    def close(self) -> None:
-        pass
 
 
 def cut(data: bytes, at: Sequence[int]) -> list[bytes]:
@@ -64,18 +34,26 @@ def edges(size: int) -> st.SearchStrategy[list[int]]:
     return st.lists(near | st.integers(0, size), max_size=8).map(lambda found: [max(0, x) for x in found])
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def intake(draft: Draft, room: int = BLOCKS) -> tuple[Intake, Hashes]:
+    hashes = Hashes("sha256", trio.CapacityLimiter(2))
+    return Intake(draft, hashes, trio.Semaphore(room), None), hashes
+
+
+@settings(max_examples=60, deadline=None)
 @given(size=st.integers(0, len(DATA)) | st.sampled_from([0, PIECE_SIZE, 2 * PIECE_SIZE]), data=st.data())
 async def test_any_cut_into_requests_and_chunks_gives_the_same_metainfo(size: int, data: st.DataObject) -> None:
     whole = DATA[:size]
-    ingest = Ingest(trio.CapacityLimiter(2))
-    paper = Paper()
+    store = MemoryObjects()
+    draft = await store.draft("u/x", 0)
+    hashes = Hashes("sha256", trio.CapacityLimiter(2))
     for request in cut(whole, data.draw(edges(size))):
-        await ingest.take(paper, ScriptedBody(cut(request, data.draw(edges(len(request))))))
+        one = Intake(draft, hashes, trio.Semaphore(BLOCKS), None)
+        await one.take(ScriptedBody(cut(request, data.draw(edges(len(request))))))
     expected = Metainfo.of_bytes(whole)
-    assert ingest.digest() == expected.digest
-    assert ingest.metainfo(expected.digest) == expected
-    assert bytes(paper.data) == whole
+    assert hashes.digest() == expected.digest
+    assert hashes.metainfo(expected.digest) == expected
+    await draft.publish()
+    assert store.held.objects["u/x"] == whole
 
 
 @settings(max_examples=60, deadline=None)
@@ -93,19 +71,20 @@ async def test_blocks_are_the_bytes_and_never_cross_a_piece(offset: int, size: i
 
 @pytest.mark.parametrize("size", [0, 10, PIECE_SIZE, 2 * PIECE_SIZE + 1])
 async def test_what_came_before_a_cut_is_taken(size: int) -> None:
-    ingest = Ingest(trio.CapacityLimiter(2))
-    paper = Paper()
+    draft = await MemoryObjects().draft("u/x", 0)
+    one, hashes = intake(draft)
     with pytest.raises(RequestError):
-        await ingest.take(paper, ScriptedBody([DATA[:size]] if size else [], cut=True))
-    assert (ingest.offset, bytes(paper.data)) == (size, DATA[:size])
-    await ingest.take(paper, ScriptedBody([DATA[size:]]))
-    assert ingest.digest() == Metainfo.of_bytes(DATA).digest
-    assert not ingest.broken
+        await one.take(ScriptedBody([DATA[:size]] if size else [], cut=True))
+    assert one.sound
+    assert (hashes.offset, draft.size) == (size, size)
+    await Intake(draft, hashes, trio.Semaphore(BLOCKS), None).take(ScriptedBody([DATA[size:]]))
+    assert hashes.digest() == Metainfo.of_bytes(DATA).digest
 
 
-@pytest.mark.parametrize("room", [0, 1000, PIECE_SIZE, 2 * PIECE_SIZE + 5])
-async def test_a_full_disk_ends_it_even_while_the_client_is_silent(room: int) -> None:
-    ingest = Ingest(trio.CapacityLimiter(2))
+async def test_a_full_disk_ends_it_even_while_the_client_is_silent() -> None:
+    store = MemoryObjects()
+    store.free = 1000
+    one, _ = intake(await store.draft("u/x", 0))
 
     async def endless() -> AsyncIterator[bytes]:
         yield DATA
@@ -113,14 +92,14 @@ async def test_a_full_disk_ends_it_even_while_the_client_is_silent(room: int) ->
 
     chunks = endless()
     with trio.fail_after(20), pytest.raises(StorageFull):
-        await ingest.take(Paper(room), chunks)
-    assert ingest.broken
+        await one.take(chunks)
+    assert not one.sound
     await chunks.aclose()  # type: ignore[attr-defined]
 
 
-async def test_a_cancelled_request_leaves_hash_and_file_at_the_same_byte() -> None:
-    ingest = Ingest(trio.CapacityLimiter(2))
-    paper = Paper()
+async def test_a_cancelled_request_leaves_hash_and_draft_at_the_same_byte() -> None:
+    draft = await MemoryObjects().draft("u/x", 0)
+    one, hashes = intake(draft)
     given_out = trio.Event()
 
     async def stalling() -> AsyncIterator[bytes]:
@@ -130,22 +109,23 @@ async def test_a_cancelled_request_leaves_hash_and_file_at_the_same_byte() -> No
 
     chunks = stalling()
     async with trio.open_nursery() as nursery:
-        nursery.start_soon(ingest.take, paper, chunks)
+        nursery.start_soon(one.take, chunks)
         await given_out.wait()
         nursery.cancel_scope.cancel()
     await chunks.aclose()  # type: ignore[attr-defined]
-    assert 2 * PIECE_SIZE <= ingest.offset == len(paper.data)
-    assert ingest.digest().raw == hashlib.sha256(DATA[: ingest.offset]).digest()
+    assert one.sound
+    assert 2 * PIECE_SIZE <= hashes.offset == draft.size
+    assert hashes.digest().raw == hashlib.sha256(DATA[: hashes.offset]).digest()
 
 
-async def test_memory_does_not_grow_with_the_blob() -> None:
-    """No more blocks wait than the queue holds: the sender is stopped while the disk is slow."""
-    ingest = Ingest(trio.CapacityLimiter(2))
+@pytest.mark.parametrize("budget", [3, BLOCKS])
+async def test_memory_does_not_grow_with_the_blob(budget: int) -> None:
+    """No more blocks wait than this upload, and all of the process together, may have: a slow disk stops the sender."""
     gate = trio.Semaphore(0)
     sent = 0
 
-    class Slow(Paper):
-        async def write_at(self, offset: int, data: bytes | bytearray | memoryview) -> None:
+    class Slow(MemoryDraft):
+        async def append(self, data: bytes | bytearray | memoryview) -> None:
             await gate.acquire()
 
     async def counted() -> AsyncIterator[bytes]:
@@ -154,11 +134,12 @@ async def test_memory_does_not_grow_with_the_blob() -> None:
             sent += 1
             yield bytes(PIECE_SIZE)
 
+    one, hashes = intake(Slow(MemoryObjects(), "u/x", bytearray()), budget)
     async with trio.open_nursery() as nursery:
-        nursery.start_soon(ingest.take, Slow(), counted())
+        nursery.start_soon(one.take, counted())
         for _ in range(10):
             await trio.testing.wait_all_tasks_blocked(0.01)
-        assert sent <= 8
+        assert sent <= min(budget, QUEUE) + 2
         for _ in range(64):
             gate.release()
-    assert ingest.offset == 64 * PIECE_SIZE
+    assert hashes.offset == 64 * PIECE_SIZE

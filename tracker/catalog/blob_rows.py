@@ -1,0 +1,164 @@
+"""Blobs in Postgres: which object holds one, and which repositories have it.
+
+A repository has a blob through a row of ``repository_blobs``. A collector removes rows that no manifest refers to once
+nobody has touched them for the grace time; it takes them ``for update``, so a key-share lock, held while a row is
+answered for or referred to, keeps it away.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+from p2pregistry.content.metainfo import BlobRef, Metainfo
+from p2pregistry.digest import Digest
+from tracker.catalog.base import BlobHere
+from tracker.catalog.keys import digest_key, key_digest
+from tracker.catalog.sessions import Lease, unknown
+from tracker.catalog.sessions_postgres import end_upload
+from tracker.catalog.trail import By, record
+from tracker.db import Connection
+
+#: Seconds for which a touched row is not touched again: what a promise of the whole grace time may fall short of.
+TOUCH: Final = 60
+
+_HERE: Final = """
+select b.digest, b.size, b.root, b.object from blobs b
+join repository_blobs rb on rb.blob_id = b.id join repositories r on r.id = rb.repository_id
+where r.name = %s and b.digest = %s
+"""
+_HERE_LOCKED: Final = """
+select b.digest, b.size, b.root, b.object, rb.repository_id, rb.blob_id,
+    rb.touched_at < now() - %s * interval '1 second'
+from blobs b join repository_blobs rb on rb.blob_id = b.id join repositories r on r.id = rb.repository_id
+where r.name = %s and b.digest = %s for key share of rb
+"""
+_TOUCH: Final = "update repository_blobs set touched_at = now() where repository_id = %s and blob_id = %s"
+_NAMED: Final = """
+select digest, size, root, object from blobs b
+where digest = %s and exists (select from manifest_blobs where blob_id = b.id)
+"""
+_HOLDER: Final = "select object from blobs where digest = %s"
+_FIND: Final = "select id, object, damaged from blobs where digest = %s for key share"
+_INSERT: Final = """
+insert into blobs (digest, size, root, hashes, object) values (%s, %s, %s, %s, %s)
+on conflict (digest) do nothing returning id
+"""
+_REPLACE: Final = """
+update blobs set object = %s, damaged = false, scrubbed_at = null
+where id = %s and object = %s and (damaged or object = %s)
+"""
+_CONDEMN: Final = """
+insert into condemned (object, size) values (%s, %s) on conflict (object) do nothing
+"""
+_LINK: Final = """
+insert into repository_blobs (repository_id, blob_id) values (%s, %s)
+on conflict (repository_id, blob_id) do update set touched_at = now() returning xmax = 0
+"""
+_SOURCE: Final = """
+select b.id, b.digest, b.size, b.root from blobs b
+join repository_blobs rb on rb.blob_id = b.id join repositories r on r.id = rb.repository_id
+where b.digest = %s and (%s::text is null or r.name = %s) limit 1 for key share of b, rb
+"""
+
+
+def repository_id(connection: Connection, name: str) -> int:
+    """The id of a repository, which is made if it is not there."""
+    # The plain look-up first: an insert that meets a row still uses up an id and writes to the log.
+    for _ in range(2):
+        row = connection.execute("select id from repositories where name = %s", (name,)).fetchone()
+        if row is None:
+            row = connection.execute(
+                "insert into repositories (name) values (%s) on conflict (name) do nothing returning id", (name,)
+            ).fetchone()
+        if row is not None:
+            return int(row[0])
+        # Another transaction made it while this one waited; the next statement sees it.
+    raise RuntimeError("a repository was removed while it was being made")
+
+
+def add_blob(
+    connection: Connection,
+    repository: str,
+    blob: Metainfo,
+    name: str,
+    by: By,
+    upload: Lease | None,
+    lost: str | None,
+) -> str:
+    """See Catalog."""
+    if upload is not None and not end_upload(connection, upload):
+        there = blob_here(connection, repository, blob.digest)
+        if there is None:
+            raise unknown(upload.id)
+        return there.object  # this very call, or another process, has done it before
+    blob_id, used = _store(connection, blob, name, lost)
+    if _link(connection, repository, blob_id):
+        record(connection, by, "blob.push", repository, digest=str(blob.digest), detail={"size": blob.size})
+    return used
+
+
+def _store(connection: Connection, blob: Metainfo, name: str, lost: str | None) -> tuple[int, str]:
+    """The blob's row, held against removal, and the object that it names."""
+    key = digest_key(blob.digest)
+    row = connection.execute(_FIND, (key,)).fetchone()
+    if row is None:
+        made = connection.execute(_INSERT, (key, blob.size, blob.root, blob.hashes, name)).fetchone()
+        if made is not None:
+            return int(made[0]), name
+        # Another transaction made it while this one waited; the next statement sees it.
+        row = connection.execute(_FIND, (key,)).fetchone()
+        if row is None:
+            raise RuntimeError("a blob was removed while it was being made")
+    blob_id, held, damaged = int(row[0]), str(row[1]), bool(row[2])
+    if held == name:
+        return blob_id, name
+    if (damaged or held == lost) and connection.execute(_REPLACE, (name, blob_id, held, lost)).rowcount:
+        connection.execute(_CONDEMN, (held, blob.size))
+        return blob_id, name
+    connection.execute(_CONDEMN, (name, blob.size))
+    return blob_id, held
+
+
+def _link(connection: Connection, repository: str, blob_id: int) -> bool:
+    """Put the blob in the repository, with a new grace time; whether it was not there."""
+    row = connection.execute(_LINK, (repository_id(connection, repository), blob_id)).fetchone()
+    assert row is not None
+    return bool(row[0])
+
+
+def mount_blob(connection: Connection, repository: str, digest: Digest, source: str | None, by: By) -> BlobRef | None:
+    """See Catalog."""
+    row = connection.execute(_SOURCE, (digest_key(digest), source, source)).fetchone()
+    if row is None:
+        return None
+    if _link(connection, repository, row[0]):
+        record(connection, by, "blob.mount", repository, reference=source, digest=str(digest), detail={"size": row[2]})
+    return BlobRef(key_digest(row[1]), row[2], row[3])
+
+
+def blob_here(connection: Connection, repository: str, digest: Digest) -> BlobHere | None:
+    """See Catalog.blob."""
+    row = connection.execute(_HERE, (repository, digest_key(digest))).fetchone()
+    return None if row is None else BlobHere(BlobRef(key_digest(row[0]), row[1], row[2]), row[3])
+
+
+def renew_blob(connection: Connection, repository: str, digest: Digest) -> BlobHere | None:
+    """See Catalog.blob, ``renew``."""
+    row = connection.execute(_HERE_LOCKED, (TOUCH, repository, digest_key(digest))).fetchone()
+    if row is None:
+        return None
+    if row[6]:
+        connection.execute(_TOUCH, (row[4], row[5]))
+    return BlobHere(BlobRef(key_digest(row[0]), row[1], row[2]), row[3])
+
+
+def named_blob(connection: Connection, digest: Digest) -> BlobHere | None:
+    """See Catalog.named_blob."""
+    row = connection.execute(_NAMED, (digest_key(digest),)).fetchone()
+    return None if row is None else BlobHere(BlobRef(key_digest(row[0]), row[1], row[2]), row[3])
+
+
+def holder(connection: Connection, digest: Digest) -> str | None:
+    """See Catalog.holder."""
+    row = connection.execute(_HOLDER, (digest_key(digest),)).fetchone()
+    return None if row is None else str(row[0])
