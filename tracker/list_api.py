@@ -18,7 +18,8 @@ from p2pregistry.oci.reference import check_tag
 from p2pregistry.serve.http import Request, Response
 from tracker.catalog.base import Catalog, ManifestRecord
 
-#: Names in one answer, at most.
+#: Tags and repositories in one answer, at most: a list of 100,000 tags comes in ten answers of about 100 KB.
+MAX_TAGS: Final = 10_000
 MAX_NAMES: Final = 1000
 #: Referrers in one answer: with annotations of usual size a page stays well below 4 MiB.
 MAX_REFERRERS: Final = 500
@@ -33,7 +34,7 @@ class Lists:
 
     async def tags(self, repository: str, request: Request) -> Response:
         """``GET /v2/<name>/tags/list``."""
-        last, limit = request.param("last") or "", _limit(request, "tags")
+        last, limit = request.param("last") or "", _limit(request, "tags", MAX_TAGS)
         if last:
             check_tag(last)
         # one more than asked for tells whether there is a next page; with n=0 the question is only whether it exists
@@ -43,7 +44,7 @@ class Lists:
 
     async def repositories(self, request: Request) -> Response:
         """``GET /v2/_catalog``, as docker-registry has it."""
-        limit = _limit(request, "repositories")
+        limit = _limit(request, "repositories", MAX_NAMES)
         found = await self._catalog.repositories(after=request.param("last") or "", limit=limit + 1)
         headers = _headers("/v2/_catalog", found, limit)
         return Response(200, headers, msgspec.json.encode({"repositories": found[:limit]}))
@@ -93,13 +94,13 @@ def _entries(record: ManifestRecord) -> list[dict[str, object]]:
     return listed
 
 
-def _limit(request: Request, what: str) -> int:
+def _limit(request: Request, what: str, most: int) -> int:
     text = request.param("n")
     if text is None:
-        return MAX_NAMES
+        return most
     if not (text.isascii() and text.isdigit() and len(text) <= 18):
         raise RequestError("UNSUPPORTED", f"n is a number of {what}", status=400, detail={"n": text[:100]})
-    return min(int(text), MAX_NAMES)
+    return min(int(text), most)
 
 
 def _headers(path: str, found: list[str], limit: int) -> list[tuple[str, str]]:

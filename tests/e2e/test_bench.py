@@ -115,6 +115,20 @@ def test_the_small_bench_measures_every_kind_of_image() -> None:
         assert found[f"node, {kind}, first byte"]["value"] > 0
 
 
+def test_pushes_are_measured() -> None:
+    with bench("push", "--mib", "4", "--runs", "1", "--at-once", "2", "--json") as (process, _):
+        output, said = process.communicate(timeout=PATIENCE)
+        assert process.returncode == 0, said
+    assert results(output)["tracker, push"]["value"] > 0
+
+
+def test_long_lists_are_measured() -> None:
+    with bench("tags", "--count", "12000", "--runs", "1", "--json") as (process, _):
+        output, said = process.communicate(timeout=PATIENCE)
+        assert process.returncode == 0, said
+    assert results(output)["12000 tags of one repository"]["value"] > 0
+
+
 def test_the_bound_is_that_of_the_slowest_part() -> None:
     script = """
 import json, swarm
