@@ -7,6 +7,7 @@ import json
 import socket
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 from p2pregistry.errors import LocalError
 
@@ -14,8 +15,8 @@ TIMEOUT = 10.0  # seconds
 
 
 class _UnixConnection(http.client.HTTPConnection):
-    def __init__(self, path: Path) -> None:
-        super().__init__("localhost", timeout=TIMEOUT)
+    def __init__(self, path: Path, timeout: float | None) -> None:
+        super().__init__("localhost", timeout=timeout)
         self._path = path
 
     def connect(self) -> None:
@@ -26,13 +27,27 @@ class _UnixConnection(http.client.HTTPConnection):
 
 def get(path: Path, target: str) -> Any:
     """The JSON document at ``target`` of the daemon listening on the socket ``path``. Raises LocalError."""
-    connection = _UnixConnection(path)
+    return send(path, "GET", target)
+
+
+def send(
+    path: Path, method: str, target: str, document: object = None, *, timeout: float | None = TIMEOUT, actor: str = ""
+) -> Any:
+    """Ask the daemon to do something, with a JSON ``document`` if it is not None; what it answers.
+
+    ``timeout``: seconds without an answer, None: wait for ever. ``actor``: who asks, for the audit log. Raises
+    LocalError, with the daemon's own words where it refused.
+    """
+    connection = _UnixConnection(path, timeout)
+    headers = {"X-Operator": quote(actor)} if actor else {}
+    if document is not None:
+        headers["Content-Type"] = "application/json"
     try:
-        connection.request("GET", target)
+        connection.request(method, target, None if document is None else json.dumps(document), headers)
         answer = connection.getresponse()
         body = answer.read()
         if answer.status != 200:
-            raise LocalError(f"the daemon at {path} answered {answer.status} to {target}")
+            raise LocalError(_refusal(path, target, answer.status, body))
         return json.loads(body)
     except (FileNotFoundError, ConnectionRefusedError) as err:
         raise LocalError(f"nothing runs with the data directory {path.parent} (no answer at {path.name})") from err
@@ -42,3 +57,11 @@ def get(path: Path, target: str) -> Any:
         raise LocalError(f"the daemon at {path} did not answer: {err}") from err
     finally:
         connection.close()
+
+
+def _refusal(path: Path, target: str, status: int, body: bytes) -> str:
+    """What the daemon said, or else that it refused."""
+    try:
+        return str(json.loads(body)["errors"][0]["message"])
+    except (ValueError, KeyError, IndexError, TypeError):
+        return f"the daemon at {path} answered {status} to {target}"

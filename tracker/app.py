@@ -23,11 +23,13 @@ from p2pregistry.lifetime import orderly
 from p2pregistry.objects.base import ObjectStore
 from p2pregistry.serve.endpoints import health
 from p2pregistry.serve.http import Handler
-from p2pregistry.serve.listen import open_listeners, serve
+from p2pregistry.serve.listen import open_listeners, open_unix_listener, serve
 from p2pregistry.serve.peer_api import Slots
 from p2pregistry.trust.claims import ManifestClaim, sign_manifest_claim
 from p2pregistry.trust.keys import TrackerKeys
+from tracker import status_admin
 from tracker.accounts import Account
+from tracker.admin import AdminApi
 from tracker.announces import Desk
 from tracker.announces_postgres import PostgresAnnounces
 from tracker.blobs import Blobs
@@ -79,7 +81,7 @@ async def migrate(settings: TrackerSettings) -> list[str]:
 async def _live(settings: TrackerSettings, ready: Ready, stop: trio.Event) -> None:
     data = _data_dir(settings)
     async with AsyncExitStack() as stack:
-        listeners = await _listen(settings, stack)
+        listeners = await _listen(settings, data, stack)
         keys = await trio.to_thread.run_sync(TrackerKeys.load_or_create, Path(settings.keys.dir or data / "keys"))
         credentials = _credentials(settings)
         db, _ = await stack.enter_async_context(_database(settings, data))
@@ -148,6 +150,7 @@ def _assemble(
         "registry": registry,
         "peer": TrackerPeerApi(catalog, Blobs(catalog, objects), slots, swarm, named=named, announces=announces),
         "metrics": health(lambda: probe.reason),
+        "admin": AdminApi(status_admin.routes(catalog.sessions, objects, lambda: probe.reason)),
     }
     return _Parts(handlers, uploads, probe, announces)
 
@@ -251,7 +254,7 @@ def _multiaddrs(settings: TrackerSettings, router: DhtRouter) -> tuple[str, ...]
 # ---------------------------------------------------------------------------------------------------------- listeners
 
 
-async def _listen(settings: TrackerSettings, stack: AsyncExitStack) -> Listeners:
+async def _listen(settings: TrackerSettings, data: Path, stack: AsyncExitStack) -> Listeners:
     """Every port at once; closed when ``stack`` ends, if ``serve`` has not done it before."""
     wanted = {
         "registry": [(host, settings.registry.port) for host in settings.registry.host],
@@ -262,6 +265,8 @@ async def _listen(settings: TrackerSettings, stack: AsyncExitStack) -> Listeners
     for name, addresses in wanted.items():
         opened[name] = await open_listeners(addresses)
         stack.callback(_close, opened[name])
+    opened["admin"] = [open_unix_listener(data / "admin.sock")]
+    stack.callback(_close, opened["admin"])
     return opened
 
 
