@@ -126,12 +126,43 @@ class Uploads(Section, frozen=True):
 
 
 class Storage(Section, frozen=True):
+    kind: Annotated[Literal["files", "s3"], Setting("Where bytes of blobs are: in files, or in a bucket.")] = "files"
     path: Annotated[
         str | None,
         Setting(
             "The directory of blobs, which trackers of one database may share; unset: below the data directory.",
             example="/srv/p2pregistry/blobs",
         ),
+    ] = None
+
+
+class S3(Section, frozen=True):
+    endpoint: Annotated[
+        str | None,
+        Setting("The URL of the S3-compatible service, without the bucket.", example="https://s3.example.com"),
+    ] = None
+    bucket: Annotated[str | None, Setting("The bucket.", example="images")] = None
+    prefix: Annotated[str | None, Setting("What all keys begin with; unset: nothing.", example="registry/")] = None
+    region: Annotated[str, Setting("The region that requests are signed for.")] = "us-east-1"
+    access_key: Annotated[str | None, Setting("The access key's id.", example="AKIDEXAMPLE")] = None
+    secret_key_file: Annotated[
+        str | None, Setting("A file whose first line is the secret key.", example="/run/secrets/s3")
+    ] = None
+    session_token_file: Annotated[
+        str | None, Setting("A file whose first line is a session token, where keys are temporary ones.")
+    ] = None
+    path_style: Annotated[
+        bool, Setting("The bucket stands in the path of URLs; false: it is a part of the host name.")
+    ] = True
+    reads: Annotated[
+        Literal["proxied", "presigned"],
+        Setting("Clients get blobs through the tracker, or are sent to the bucket by a link that is good for a while."),
+    ] = "proxied"
+    public_endpoint: Annotated[
+        str | None, Setting("The URL of the service as clients reach it; unset: as the tracker does.")
+    ] = None
+    ca_file: Annotated[
+        str | None, Setting("Certificates to trust for the service, PEM; unset: those of the system.")
     ] = None
 
 
@@ -149,6 +180,7 @@ class TrackerSettings(Settings, frozen=True):
     keys: Keys = msgspec.field(default_factory=Keys)
     uploads: Uploads = msgspec.field(default_factory=Uploads)
     storage: Storage = msgspec.field(default_factory=Storage)
+    s3: S3 = msgspec.field(default_factory=S3)
 
     def check(self) -> None:
         """Rules between values. Raises SettingsError."""
@@ -166,6 +198,10 @@ class TrackerSettings(Settings, frozen=True):
             raise SettingsError("$.tracker.public_url: must begin with http:// or https://")
         if self.database.dsn is not None and self.database.dsn_file is not None:
             raise SettingsError("$.database.dsn_file: database.dsn is set too; give one of them")
+        if self.storage.kind == "s3":
+            for name in ("endpoint", "bucket", "access_key", "secret_key_file"):
+                if getattr(self.s3, name) is None:
+                    raise SettingsError(f'$.s3.{name}: must be set where storage.kind is "s3"')
         if (self.auth.username is None) != (self.auth.password_file is None):
             raise SettingsError(
                 "$.auth.password_file: auth.username and auth.password_file are set together or not at all"

