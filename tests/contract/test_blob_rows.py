@@ -119,9 +119,8 @@ async def test_who_wrote_what_from_where_is_in_the_audit_log(database: str) -> N
         await catalog.mount_blob("a/two", ONE.digest, "a/one", BY)
         body = b"a manifest"
         await catalog.put_manifest("a/one", manifest(body, [ONE]), ["1", "2"], Signer(), BY)
-        found = rows(
-            connection, b"table by_line"
-        )
+        lines = b"select actor, address, request_id, action, repository, digest from audit order by id"
+        found = rows(connection, lines)
         who = (BY.actor, BY.address, BY.request_id)
         assert found == [
             (*who, "blob.push", "a/one", str(ONE.digest)),
@@ -130,3 +129,37 @@ async def test_who_wrote_what_from_where_is_in_the_audit_log(database: str) -> N
         ]
         events = rows(connection, b"select type, repository, data->>'action', data->'tags' from events")
         assert events == [("p2pregistry.push", "a/one", "manifest.push", ["1", "2"])]
+
+
+async def test_a_namespace_counts_each_of_its_blobs_once(database: str) -> None:
+    used = b"select name, used from namespaces order by name"
+    two = blob("another")
+    async with opened(database) as (catalog, connection):
+        await catalog.add_blob("a/one", ONE, "u/aa/first", BY)
+        await catalog.add_blob("a/one", ONE, "u/aa/again", BY)
+        await catalog.mount_blob("a/two", ONE.digest, None, BY)
+        await catalog.mount_blob("ab", ONE.digest, None, BY)
+        await catalog.add_blob("a", two, "u/aa/second", BY)
+        assert rows(connection, used) == [("a", ONE.size + two.size), ("ab", ONE.size)]
+        assert await catalog.delete_blob("a/one", ONE.digest, BY)
+        assert rows(connection, used)[0] == ("a", ONE.size + two.size)
+        assert await catalog.delete_blob("a/two", ONE.digest, BY)
+        assert rows(connection, used) == [("a", two.size), ("ab", ONE.size)]
+
+
+async def test_concurrent_changes_leave_the_right_sum(database: str) -> None:
+    blobs = [blob(f"{number}" * 10) for number in range(4)]
+    async with opened(database) as (catalog, connection):
+
+        async def work(number: int) -> None:
+            for turn in range(6):
+                one = blobs[(number + turn) % 4]
+                await catalog.add_blob(f"a/r{number % 3}", one, f"u/{number}/{turn}", BY)
+                if turn % 2:
+                    await catalog.delete_blob(f"a/r{turn % 3}", one.digest, BY)
+
+        async with trio.open_nursery() as nursery:
+            for number in range(8):
+                nursery.start_soon(work, number)
+        counted = b"select coalesce(sum(size), 0) from blobs where id in (select blob_id from repository_blobs)"
+        assert rows(connection, b"select used from namespaces") == rows(connection, counted)

@@ -16,6 +16,7 @@ from tracker.catalog.keys import digest_key, key_digest
 from tracker.catalog.sessions import Lease, unknown
 from tracker.catalog.sessions_postgres import end_upload
 from tracker.catalog.trail import By, record
+from tracker.catalog.usage import linked
 from tracker.db import Connection
 
 #: Seconds for which a touched row is not touched again: what a promise of the whole grace time may fall short of.
@@ -121,8 +122,11 @@ def _store(connection: Connection, blob: Metainfo, name: str, lost: str | None) 
 
 def _link(connection: Connection, repository: str, blob_id: int) -> bool:
     """Put the blob in the repository, with a new grace time; whether it was not there."""
-    row = connection.execute(_LINK, (repository_id(connection, repository), blob_id)).fetchone()
+    number = repository_id(connection, repository)
+    row = connection.execute(_LINK, (number, blob_id)).fetchone()
     assert row is not None
+    if row[0]:
+        linked(connection, number, blob_id)
     return bool(row[0])
 
 

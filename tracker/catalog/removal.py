@@ -13,6 +13,7 @@ from p2pregistry.digest import Digest
 from tracker.catalog.base import still_referred_to
 from tracker.catalog.keys import digest_key
 from tracker.catalog.trail import By, record
+from tracker.catalog.usage import unlinked
 from tracker.db import Connection
 
 _TAG: Final = """
@@ -32,6 +33,7 @@ where r.id = rm.repository_id and m.id = rm.manifest_id and r.name = %s and m.di
 _BLOB: Final = """
 delete from repository_blobs rb using repositories r, blobs b
 where r.id = rb.repository_id and b.id = rb.blob_id and r.name = %s and b.digest = %s
+returning rb.repository_id, rb.blob_id
 """
 
 
@@ -56,9 +58,11 @@ def delete_manifest(connection: Connection, repository: str, digest: Digest, by:
 def delete_blob(connection: Connection, repository: str, digest: Digest, by: By) -> bool:
     """See Catalog."""
     try:
-        gone = connection.execute(_BLOB, (repository, digest_key(digest))).rowcount
+        gone = connection.execute(_BLOB, (repository, digest_key(digest))).fetchone()
     except ForeignKeyViolation as err:
         raise still_referred_to(digest) from err
-    if gone:
-        record(connection, by, "blob.delete", repository, digest=str(digest))
-    return bool(gone)
+    if gone is None:
+        return False
+    unlinked(connection, gone[0], [gone[1]])
+    record(connection, by, "blob.delete", repository, digest=str(digest))
+    return True
