@@ -18,7 +18,7 @@ from p2pregistry.digest import Digest
 from p2pregistry.oci.media import OCI_MANIFEST
 
 _USER, _PASSWORD = "pusher", "secret"
-_AUTHORIZATION = "Basic " + base64.b64encode(f"{_USER}:{_PASSWORD}".encode()).decode()
+AUTHORIZATION = "Basic " + base64.b64encode(f"{_USER}:{_PASSWORD}".encode()).decode()
 #: Seconds; only a test that fails takes as long.
 _PATIENCE = 60
 
@@ -116,7 +116,7 @@ class Client:
     def request(self, method: str, target: str, body: bytes = b"", **headers: str) -> tuple[int, dict[str, str], bytes]:
         """One request on a connection of its own; a body goes out in chunks."""
         connection = self._tracker.connect()
-        sent = {"Authorization": _AUTHORIZATION, **{name.replace("_", "-"): value for name, value in headers.items()}}
+        sent = {"Authorization": AUTHORIZATION, **{name.replace("_", "-"): value for name, value in headers.items()}}
         try:
             if body:
                 sent["Transfer-Encoding"] = "chunked"
