@@ -16,7 +16,7 @@ from p2pregistry.oci.manifest import parse_manifest
 from p2pregistry.oci.media import INDEXES, OCI_INDEX
 from p2pregistry.oci.reference import check_tag
 from p2pregistry.serve.http import Request, Response
-from tracker.catalog.base import Catalog, ManifestRecord
+from tracker.catalog.base import Catalog, Referrer
 
 #: Tags and repositories in one answer, at most: a list of 100,000 tags comes in ten answers of about 100 KB.
 MAX_TAGS: Final = 10_000
@@ -50,48 +50,61 @@ class Lists:
         return Response(200, headers, msgspec.json.encode({"repositories": found[:limit]}))
 
     async def referrers(self, repository: str, subject: Digest, request: Request) -> Response:
-        """``GET /v2/<name>/referrers/<digest>``: an index, empty if nothing refers to it or nothing is known of it."""
-        kind, last = request.param("artifactType"), request.param("last")
+        """``GET /v2/<name>/referrers/<digest>``: an index, empty if nothing refers to it or nothing is known of it.
+
+        ``n`` makes pages smaller, as some clients ask for; the specification has no such parameter.
+        """
+        kind, last = request.param("artifactType") or None, request.param("last")
+        limit = _limit(request, "referrers", MAX_REFERRERS) or MAX_REFERRERS
         after = None if last is None else Digest.parse(last)
-        found = await self._catalog.referrers(
-            repository, subject, artifact_type=kind or None, after=after, limit=MAX_REFERRERS + 1
-        )
-        page = found[:MAX_REFERRERS]
-        entries: dict[str, dict[str, object]] = {}
-        if after is None:
-            entries.update(await self._fallback(repository, subject, kind))
-        for one in page:
-            entry: dict[str, object] = {"mediaType": one.media_type, "digest": str(one.digest), "size": one.size}
-            if one.artifact_type is not None:
-                entry["artifactType"] = one.artifact_type
-            if one.annotations:
-                entry["annotations"] = dict(one.annotations)
-            entries[str(one.digest)] = entry
+        found = await self._catalog.referrers(repository, subject, artifact_type=kind, after=after, limit=limit + 1)
+        known = {one.digest: one for one in found}
+        # both lists are by digest, so that a page of the two together is one of each
+        listed = await self._fallback(repository, subject)
+        page = sorted({*known, *(digest for digest in listed if after is None or digest > after)})
+        entries = []
+        for digest in page[:limit]:
+            one = known.get(digest) or await self._listed(repository, subject, digest)
+            if one is not None and kind in (None, one.artifact_type):
+                entries.append(_entry(one))
         headers = [("Content-Type", OCI_INDEX)]
         if kind:
             headers.append(("OCI-Filters-Applied", "artifactType"))
-        if len(found) > MAX_REFERRERS:
+        if len(page) > limit:
             query: dict[str, object] = {"artifactType": kind} if kind else {}
-            query["last"] = page[-1].digest
-            headers.append(_next(f"/v2/{repository}/referrers/{subject}", query))
-        body = {"schemaVersion": 2, "mediaType": OCI_INDEX, "manifests": list(entries.values())}
-        return Response(200, headers, msgspec.json.encode(body))
+            query |= {} if limit == MAX_REFERRERS else {"n": limit}
+            headers.append(_next(f"/v2/{repository}/referrers/{subject}", query | {"last": page[limit - 1]}))
+        return Response(
+            200, headers, msgspec.json.encode({"schemaVersion": 2, "mediaType": OCI_INDEX, "manifests": entries})
+        )
 
-    async def _fallback(self, repository: str, subject: Digest, kind: str | None) -> dict[str, dict[str, object]]:
-        """What a client listed under the fallback tag ("Referrers Tag Schema") before this registry listed them."""
-        tag = f"{subject.algorithm}-{subject.hex}"[:128]
-        record = await self._catalog.manifest(repository, tag)
+    async def _fallback(self, repository: str, subject: Digest) -> list[Digest]:
+        """What clients listed under the fallback tag ("Referrers Tag Schema") when this registry listed nothing."""
+        record = await self._catalog.manifest(repository, f"{subject.algorithm}-{subject.hex[:64]}")
         if record is None or record.media_type not in INDEXES:
-            return {}
-        return {
-            str(entry["digest"]): entry for entry in _entries(record) if not kind or entry.get("artifactType") == kind
-        }
+            return []
+        return [child.digest for child in parse_manifest(record.body, record.media_type).children()]
+
+    async def _listed(self, repository: str, subject: Digest, digest: Digest) -> Referrer | None:
+        """A manifest that a client listed, if it is here and is about the subject ("Enabling the Referrers API"): one
+        that was pushed before subjects were recorded."""
+        record = await self._catalog.manifest(repository, digest)
+        if record is None:
+            return None
+        manifest = parse_manifest(record.body, record.media_type)
+        if manifest.subject is None or manifest.subject.digest != subject:
+            return None
+        size, kind = len(record.body), manifest.referrer_type()
+        return Referrer(digest, record.media_type, size, kind, manifest.annotations)
 
 
-def _entries(record: ManifestRecord) -> list[dict[str, object]]:
-    parse_manifest(record.body, record.media_type)  # as it was when it was pushed: raises for nothing we have taken
-    listed: list[dict[str, object]] = msgspec.json.decode(record.body)["manifests"]
-    return listed
+def _entry(one: Referrer) -> dict[str, object]:
+    entry: dict[str, object] = {"mediaType": one.media_type, "digest": str(one.digest), "size": one.size}
+    if one.artifact_type is not None:
+        entry["artifactType"] = one.artifact_type
+    if one.annotations:
+        entry["annotations"] = dict(one.annotations)
+    return entry
 
 
 def _limit(request: Request, what: str, most: int) -> int:

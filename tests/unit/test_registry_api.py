@@ -16,6 +16,8 @@ from p2pregistry.digest import Digest
 from p2pregistry.oci.media import DOCKER_MANIFEST, OCI_INDEX, OCI_MANIFEST
 from p2pregistry.testing.handlers import ScriptedBody, call
 from p2pregistry.testing.tracker_api import AUTHORIZATION, USER, Registry, manifest_of, registry
+from tracker.catalog.base import NewManifest
+from tracker.catalog.trail import By
 
 REPO = "acme/api"
 EMPTY = Digest.of(b"")
@@ -423,15 +425,58 @@ async def test_what_a_client_kept_under_a_fallback_tag_is_listed_too_once(tmp_pa
     async with registry(tmp_path) as api:
         subject = Digest.of(b"gone")
         known = await _push_referrer(api, subject, artifactType="t/new")
-        old = {"mediaType": OCI_MANIFEST, "digest": known["digest"], "size": known["size"], "artifactType": "t/old"}
-        index = json.dumps({"schemaVersion": 2, "mediaType": OCI_INDEX, "manifests": [old]}).encode()
-        path = f"/v2/{REPO}/manifests/sha256-{subject.hex}"
-        assert (await api("PUT", path, index, headers=[("Content-Type", OCI_INDEX)])).status == 201
-        listed = (await api("GET", f"/v2/{REPO}/referrers/{subject}")).json()["manifests"]
-        assert listed == [{**known, "artifactType": "t/new"}], "what the manifest itself says counts"
+        await _list_under_fallback_tag(api, subject, {**known, "artifactType": "t/old"})
+        path = f"/v2/{REPO}/referrers/{subject}"
+        assert (await api("GET", path)).json()["manifests"] == [{**known, "artifactType": "t/new"}], (
+            "what the manifest itself says counts"
+        )
         assert (await api("DELETE", f"/v2/{REPO}/manifests/{known['digest']}")).status == 202
-        assert (await api("GET", f"/v2/{REPO}/referrers/{subject}")).json()["manifests"] == [old]
-        assert (await api("GET", f"/v2/{REPO}/referrers/{subject}?artifactType=t/x")).json()["manifests"] == []
+        assert (await api("GET", path)).json()["manifests"] == [], "nobody tidies the tag up any more"
+
+
+@pytest.mark.parametrize("algorithm", ["sha256", "sha512"])
+async def test_manifests_from_before_subjects_were_recorded_are_listed_by_the_fallback_tag(
+    tmp_path: Path, algorithm: str
+) -> None:
+    async with registry(tmp_path) as api:
+        subject = Digest.of(b"first there, then described", algorithm)
+        before = manifest_of(b"{}", subject=_subject(subject), artifactType="t/before")
+        new = manifest_of(b"{}", subject=_subject(subject), artifactType="t/new")
+        other = manifest_of(b"{}", subject=_subject(Digest.of(b"another")), artifactType="t/before")
+        about_nothing = manifest_of(b"{}")
+        await api.push_blob(REPO, b"{}")
+        for body in (before, other, about_nothing):
+            unknown = NewManifest(Digest.of(body), OCI_MANIFEST, body, (Digest.of(b"{}"),), ())
+            await api.catalog.put_manifest(REPO, unknown, (), lambda _: "claim", By("", ""))
+        await api("PUT", f"/v2/{REPO}/manifests/x", new, headers=[("Content-Type", OCI_MANIFEST)])
+        listed = [
+            {"mediaType": OCI_MANIFEST, "digest": str(Digest.of(body)), "size": len(body)}
+            for body in (before, other, about_nothing)
+        ]
+        await _list_under_fallback_tag(api, subject, *listed)
+        path = f"/v2/{REPO}/referrers/{subject}"
+        both = sorted(((str(Digest.of(body)), kind) for body, kind in ((before, "t/before"), (new, "t/new"))))
+        answer = (await api("GET", path)).json()["manifests"]
+        assert [(one["digest"], one["artifactType"]) for one in answer] == both
+        answer = (await api("GET", f"{path}?artifactType=t/before")).json()["manifests"]
+        assert [one["digest"] for one in answer] == [str(Digest.of(before))]
+        seen: list[str] = []
+        target = f"{path}?n=1"
+        while target:
+            page = await api("GET", target)
+            seen += [one["digest"] for one in page.json()["manifests"]]
+            target = (page.headers.get("link", "")).partition(">")[0].lstrip("<")
+        assert seen == [digest for digest, _ in both]
+
+
+def _subject(digest: Digest) -> dict[str, object]:
+    return {"mediaType": OCI_MANIFEST, "digest": str(digest), "size": 9}
+
+
+async def _list_under_fallback_tag(api: Registry, subject: Digest, *entries: dict[str, object]) -> None:
+    index = json.dumps({"schemaVersion": 2, "mediaType": OCI_INDEX, "manifests": entries}).encode()
+    path = f"/v2/{REPO}/manifests/{subject.algorithm}-{subject.hex[:64]}"
+    assert (await api("PUT", path, index, headers=[("Content-Type", OCI_INDEX)])).status == 201
 
 
 async def test_referrers_of_nothing_are_an_empty_index(tmp_path: Path) -> None:
