@@ -122,7 +122,7 @@ class RegistryApi:
             case "blob":
                 return {
                     "GET": lambda: self._get_blob(name, Digest.parse(reference), request),
-                    "HEAD": lambda: self._head_blob(name, Digest.parse(reference)),
+                    "HEAD": lambda: self._head_blob(name, Digest.parse(reference), request),
                     "DELETE": lambda: self._removal.blob(name, Digest.parse(reference), self._by(request)),
                 }
             case "tags":
@@ -149,17 +149,23 @@ class RegistryApi:
             raise _no_blob(digest)
         return found
 
-    async def _head_blob(self, repository: str, digest: Digest) -> Response:
+    async def _head_blob(self, repository: str, digest: Digest, request: Request) -> Response:
         found = await self._blob(repository, digest, renew=True)
         # asked of the store, not of the catalog: a client that is told 404 pushes again what a disk has lost
         if await self._objects.size(found.object) != found.ref.size:
             raise _no_blob(digest)
+        if _unchanged(request, digest):
+            return Response(304, _blob_headers(digest))
         return Response(200, [*_blob_headers(digest), ("Content-Length", str(found.ref.size))])
 
     async def _get_blob(self, repository: str, digest: Digest, request: Request) -> Response:
         found = await self._blob(repository, digest)
         size = found.ref.size
-        part = parse_range(request.header("range"), size)
+        if _unchanged(request, digest):
+            return Response(304, _blob_headers(digest))
+        # who has part of something else is sent the whole of this (RFC 9110, 13.1.5)
+        same = request.header("if-range") in (None, _tag(digest))
+        part = parse_range(request.header("range") if same else None, size)
         link = self._objects.link(found.object, digest.hex, LINK_LASTS)
         if link is not None:
             return Response(307, [("Location", link), ("Docker-Content-Digest", str(digest))])
@@ -178,6 +184,8 @@ class RegistryApi:
         if found is None:
             raise NotFound("MANIFEST_UNKNOWN", "this repository has no such manifest", detail={"reference": reference})
         headers = _manifest_headers(found)
+        if _unchanged(request, found.digest):
+            return Response(304, headers)
         if request.method == "HEAD":
             return Response(200, [*headers, ("Content-Length", str(len(found.body)))])
         count_served("client")(len(found.body))
@@ -226,12 +234,22 @@ async def _base() -> Response:
     return Response(200, [_JSON], b"{}")
 
 
+def _tag(digest: Digest) -> str:
+    return f'"{digest}"'
+
+
+def _unchanged(request: Request, digest: Digest) -> bool:
+    """Whether the client has it already, and says so in If-None-Match (RFC 9110, 13.1.2)."""
+    asked = [item.strip() for line in request.header_all("if-none-match") for item in line.split(",")]
+    return any(item == "*" or item.removeprefix("W/") == _tag(digest) for item in asked)
+
+
 def _blob_headers(digest: Digest) -> list[tuple[str, str]]:
     return [
         ("Content-Type", OCTET_STREAM),
         ("Docker-Content-Digest", str(digest)),
         ("Accept-Ranges", "bytes"),
-        ("ETag", f'"{digest}"'),
+        ("ETag", _tag(digest)),
     ]
 
 
@@ -239,7 +257,7 @@ def _manifest_headers(record: ManifestRecord) -> list[tuple[str, str]]:
     return [
         ("Content-Type", record.media_type),
         ("Docker-Content-Digest", str(record.digest)),
-        ("ETag", f'"{record.digest}"'),
+        ("ETag", _tag(record.digest)),
     ]
 
 

@@ -58,16 +58,21 @@ class Manifest:
         return self.artifact_type or (self.config.media_type if self.config else None)
 
     def required_blobs(self) -> tuple[Descriptor, ...]:
-        """The blobs that must be in the repository: config and layers, but not layers kept elsewhere; each once."""
+        """The blobs that must be in the repository: config and layers, but not layers kept elsewhere; each once.
+
+        What an index lists under another type than a manifest's is a blob: buildkit keeps its cache so.
+        """
         found: dict[Digest, Descriptor] = {}
-        for item in (*((self.config,) if self.config else ()), *self.layers):
+        listed = (item for item in self.manifests if item.media_type not in IMAGES | INDEXES)
+        for item in (*((self.config,) if self.config else ()), *self.layers, *listed):
             if not is_foreign(item.media_type):
                 found.setdefault(item.digest, item)
         return tuple(found.values())
 
     def children(self) -> tuple[Descriptor, ...]:
         """The manifests an index refers to, each once."""
-        return tuple({item.digest: item for item in self.manifests}.values())
+        found = {item.digest: item for item in self.manifests if item.media_type in IMAGES | INDEXES}
+        return tuple(found.values())
 
 
 class _Descriptor(msgspec.Struct):

@@ -252,10 +252,17 @@ def test_foreign_layers_need_not_be_here() -> None:
 
 
 def test_an_index() -> None:
-    child = descriptor(b"m")
+    child = descriptor(b"m", OCI_MANIFEST)
     found = parse_manifest(json.dumps(index(manifests=[child, child])).encode(), f"{OCI_INDEX}; charset=utf-8")
     assert [d.digest for d in found.children()] == [Digest.of(b"m")]
     assert found.required_blobs() == ()
+
+
+def test_an_index_over_blobs_as_buildkit_keeps_its_cache() -> None:
+    layer, config = descriptor(b"l"), descriptor(b"c", "application/vnd.buildkit.cacheconfig.v0")
+    found = parse_manifest(json.dumps(index(manifests=[layer, config, layer])).encode(), OCI_INDEX)
+    assert found.children() == ()
+    assert [d.digest for d in found.required_blobs()] == [Digest.of(b"l"), Digest.of(b"c")]
 
 
 def test_media_types() -> None:
