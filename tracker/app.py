@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 import random
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,24 +27,27 @@ from p2pregistry.serve.listen import open_listeners, open_unix_listener, serve
 from p2pregistry.serve.peer_api import Slots
 from p2pregistry.trust.claims import ManifestClaim, sign_manifest_claim
 from p2pregistry.trust.keys import TrackerKeys
-from tracker import status_admin
+from tracker import hook_admin, status_admin
 from tracker.accounts import Account
 from tracker.admin import AdminApi
 from tracker.announces import Desk
 from tracker.announces_postgres import PostgresAnnounces
 from tracker.blobs import Blobs
 from tracker.board import Pace
+from tracker.catalog.hooks_postgres import PostgresHooks
 from tracker.catalog.migrate import migrate as migrate_schema
 from tracker.catalog.postgres import PostgresCatalog
 from tracker.catalog.root import check_root
 from tracker.db import Connection, Db
 from tracker.embedded import embedded_postgres
+from tracker.hook_runner import HookRunner
 from tracker.named import Named
 from tracker.peer_endpoints import Swarm, TrackerPeerApi
 from tracker.push_api import RegistryApi
 from tracker.settings import TrackerSettings, read_secret
 from tracker.storage import open_objects
 from tracker.uploads import Limits, Uploads
+from tracker.webhook_client import WebhookClient, networks
 
 if TYPE_CHECKING:
     from p2pregistry.routing.dht import DhtRouter
@@ -90,9 +93,8 @@ async def _live(settings: TrackerSettings, ready: Ready, stop: trio.Event) -> No
         router = await _router(settings, data, stack)
         parts = _assemble(settings, keys, credentials, db, objects, router)
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(parts.uploads.run)
-            nursery.start_soon(parts.probe.run)
-            nursery.start_soon(parts.announces.run)
+            for task in parts.tasks:
+                nursery.start_soon(task)
             async with trio.open_nursery() as servers:
                 for name, handler in parts.handlers.items():
                     await servers.start(_serve, name, handler, listeners[name], stop)
@@ -105,12 +107,10 @@ async def _live(settings: TrackerSettings, ready: Ready, stop: trio.Event) -> No
 
 @dataclass(frozen=True, slots=True)
 class _Parts:
-    """What runs."""
+    """What runs: handlers on their listeners, and tasks without an end."""
 
     handlers: dict[str, Handler]
-    uploads: Uploads
-    probe: _Probe
-    announces: PostgresAnnounces
+    tasks: tuple[Callable[[], Awaitable[None]], ...]
 
 
 def _assemble(
@@ -143,6 +143,7 @@ def _assemble(
         manifest_limit=settings.uploads.max_manifest_bytes,
     )
     probe = _Probe(db)
+    hooks = PostgresHooks(db)
     named = Named(catalog)
     announces = _announces(settings, db, named)
     slots = Slots(settings.peer.max_uploads, settings.peer.queue)
@@ -150,9 +151,19 @@ def _assemble(
         "registry": registry,
         "peer": TrackerPeerApi(catalog, Blobs(catalog, objects), slots, swarm, named=named, announces=announces),
         "metrics": health(lambda: probe.reason),
-        "admin": AdminApi(status_admin.routes(catalog.sessions, objects, lambda: probe.reason)),
+        "admin": AdminApi(
+            status_admin.routes(catalog.sessions, objects, lambda: probe.reason), hook_admin.routes(hooks)
+        ),
     }
-    return _Parts(handlers, uploads, probe, announces)
+    return _Parts(handlers, (uploads.run, probe.run, announces.run, _hook_runner(settings, hooks).run))
+
+
+def _hook_runner(settings: TrackerSettings, hooks: PostgresHooks) -> HookRunner:
+    stated = settings.webhooks
+    client = WebhookClient(networks(stated.allow_networks), timeout=stated.timeout)
+    source = settings.tracker.public_url or f"urn:p2pregistry:{settings.tracker.swarm}"
+    keep = (stated.keep, settings.audit.keep)
+    return HookRunner(hooks, client.post, source=source, attempts=stated.attempts, keep=keep[0], keep_audit=keep[1])
 
 
 def _limits(settings: TrackerSettings) -> Limits:

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING
 
 import click
 
+from tracker.commands import hooks
+
 if TYPE_CHECKING:
     from tracker.settings import TrackerSettings
 
@@ -68,6 +70,10 @@ def migrate(config: Path | None, data_dir: str | None, database: str | None, set
 
     trio.run(app.migrate, settings)
     click.echo("the database is up to date", err=True)
+
+
+tracker.add_command(hooks.webhook)
+tracker.add_command(hooks.audit)
 
 
 def _settings(config: Path | None, overrides: dict[str, object], sets: tuple[str, ...]) -> TrackerSettings:

@@ -125,6 +125,26 @@ class Uploads(Section, frozen=True):
     ] = 1024 * MIB
 
 
+class Webhooks(Section, frozen=True):
+    allow_networks: Annotated[
+        Texts,
+        Setting(
+            "Networks beside the public internet that webhooks may be sent to.",
+            example='["10.1.0.0/16", "127.0.0.1/32"]',
+        ),
+    ] = ()
+    timeout: Annotated[Seconds, Setting("How long one request may take.", unit="seconds")] = 15.0
+    attempts: Annotated[Positive, Setting("Tries of one delivery, at pauses that grow to an hour.")] = 20
+    keep: Annotated[Seconds, Setting("How long events can be replayed.", unit="seconds")] = 30 * 86400.0
+
+
+class Audit(Section, frozen=True):
+    keep: Annotated[
+        Seconds | None,
+        Setting("How long lines of the audit log are kept; unset: for ever.", unit="seconds", example="31536000"),
+    ] = None
+
+
 class Storage(Section, frozen=True):
     kind: Annotated[Literal["files", "s3"], Setting("Where bytes of blobs are: in files, or in a bucket.")] = "files"
     path: Annotated[
@@ -149,7 +169,11 @@ class S3(Section, frozen=True):
         str | None, Setting("A file whose first line is the secret key.", example="/run/secrets/s3")
     ] = None
     session_token_file: Annotated[
-        str | None, Setting("A file whose first line is a session token, where keys are temporary ones.")
+        str | None,
+        Setting(
+            "A file whose first line is a session token, where keys are temporary.",
+            example="/run/secrets/s3-token",
+        ),
     ] = None
     path_style: Annotated[
         bool, Setting("The bucket stands in the path of URLs; false: it is a part of the host name.")
@@ -159,10 +183,14 @@ class S3(Section, frozen=True):
         Setting("Clients get blobs through the tracker, or are sent to the bucket by a link that is good for a while."),
     ] = "proxied"
     public_endpoint: Annotated[
-        str | None, Setting("The URL of the service as clients reach it; unset: as the tracker does.")
+        str | None,
+        Setting(
+            "The URL of the service as clients reach it; unset: as the tracker does.", example="https://s3.example.com"
+        ),
     ] = None
     ca_file: Annotated[
-        str | None, Setting("Certificates to trust for the service, PEM; unset: those of the system.")
+        str | None,
+        Setting("Certificates to trust for the service, PEM; unset: those of the system.", example="/etc/ssl/s3.pem"),
     ] = None
 
 
@@ -181,6 +209,8 @@ class TrackerSettings(Settings, frozen=True):
     uploads: Uploads = msgspec.field(default_factory=Uploads)
     storage: Storage = msgspec.field(default_factory=Storage)
     s3: S3 = msgspec.field(default_factory=S3)
+    webhooks: Webhooks = msgspec.field(default_factory=Webhooks)
+    audit: Audit = msgspec.field(default_factory=Audit)
 
     def check(self) -> None:
         """Rules between values. Raises SettingsError."""
@@ -198,6 +228,11 @@ class TrackerSettings(Settings, frozen=True):
             raise SettingsError("$.tracker.public_url: must begin with http:// or https://")
         if self.database.dsn is not None and self.database.dsn_file is not None:
             raise SettingsError("$.database.dsn_file: database.dsn is set too; give one of them")
+        for index, text in enumerate(self.webhooks.allow_networks):
+            try:
+                ipaddress.ip_network(text)
+            except ValueError as err:
+                raise SettingsError(f"$.webhooks.allow_networks[{index}]: {text} is no network") from err
         if self.storage.kind == "s3":
             for name in ("endpoint", "bucket", "access_key", "secret_key_file"):
                 if getattr(self.s3, name) is None:

@@ -1,0 +1,120 @@
+"""Tells webhooks what happened, again and again until they have heard it. Any number of trackers share the work."""
+
+from __future__ import annotations
+
+import secrets
+import time
+from collections.abc import Callable, Sequence
+from typing import Final, Protocol
+
+import trio
+
+from p2pregistry import __version__
+from p2pregistry.errors import LocalError, RemoteError
+from p2pregistry.observe import logger
+from tracker.catalog.hooks import Due, Hooks
+from tracker.webhooks import CONTENT_TYPE, SIGNATURE, cloud_event, outcome, pause, sign
+
+#: Seconds between two looks for something to do, and between two rounds of forgetting.
+POLL: Final = 1.0
+_PRUNE: Final = 3600.0
+#: Deliveries that are tried at once, and events that are fanned out in one transaction.
+_AT_ONCE: Final = 16
+_EVENTS: Final = 500
+#: Seconds that nobody else tries what was claimed: more than a request may take.
+_CLAIM: Final = 120.0
+
+_log = logger(__name__)
+
+
+class Post(Protocol):
+    """How a request is sent: ``WebhookClient.post``."""
+
+    async def __call__(self, url: str, headers: Sequence[tuple[str, str]], body: bytes) -> int: ...
+
+
+class HookRunner:
+    """``source``: this registry's name in events. ``attempts``: tries of a delivery. ``keep``: seconds that events are
+    kept to be replayed. ``keep_audit``: seconds, None: for ever."""
+
+    def __init__(
+        self,
+        hooks: Hooks,
+        post: Post,
+        *,
+        source: str,
+        attempts: int = 20,
+        keep: float = 30 * 86400.0,
+        keep_audit: float | None = None,
+        now: Callable[[], float] = time.time,
+        draw: Callable[[], float] = lambda: secrets.randbelow(1000) / 1000,
+    ) -> None:
+        self._hooks, self._post, self._source = hooks, post, source
+        self._attempts, self._keep, self._keep_audit = attempts, keep, keep_audit
+        self._now, self._draw = now, draw
+
+    async def run(self) -> None:
+        """For ever."""
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._deliver_for_ever)
+            nursery.start_soon(self._prune_for_ever)
+
+    async def _deliver_for_ever(self) -> None:
+        while True:
+            try:
+                busy = await self.once()
+            except LocalError as err:
+                _log.warning("webhooks must wait", error=err.message)
+                busy = False
+            if not busy:
+                await trio.sleep(POLL)
+
+    async def _prune_for_ever(self) -> None:
+        while True:
+            await trio.sleep(_PRUNE * (0.5 + self._draw()))
+            try:
+                await self._hooks.prune(self._keep, self._keep_audit)
+            except LocalError as err:
+                _log.warning("old events could not be forgotten", error=err.message)
+
+    async def once(self) -> bool:
+        """Fan out and deliver what there is; whether there was anything. Raises LocalError."""
+        events = await self._hooks.fan_out(_EVENTS)
+        due = await self._hooks.claim(_AT_ONCE, _CLAIM)
+        async with trio.open_nursery() as nursery:
+            for one in due:
+                nursery.start_soon(self._try, one)
+        return bool(events or due)
+
+    async def _try(self, due: Due) -> None:
+        status: int | None = None
+        error: str | None = None
+        try:
+            status = await self._send(due)
+        except RemoteError as err:
+            error = err.message
+        try:
+            await self._record(due, status, error)
+        except LocalError as err:
+            # tried again when the claim has run out: at least once
+            _log.warning("the outcome of a delivery could not be recorded", delivery=due.id, error=err.message)
+
+    async def _send(self, due: Due) -> int:
+        body = cloud_event(due.event, self._source)
+        headers = [
+            ("Content-Type", CONTENT_TYPE),
+            ("User-Agent", f"p2pregistry/{__version__}"),
+            (SIGNATURE, sign(due.secret, int(self._now()), body)),
+        ]
+        return await self._post(due.url, headers, body)
+
+    async def _record(self, due: Due, status: int | None, error: str | None) -> None:
+        result = "again" if status is None else outcome(status)
+        if result == "delivered":
+            assert status is not None
+            await self._hooks.delivered(due.id, status)
+            return
+        again = None if result == "never" else pause(due.attempts, self._draw(), self._attempts)
+        if again is None:
+            _log.warning("a webhook is not told of an event any more", delivery=due.id, status=status, error=error)
+        await self._hooks.failed(due.id, status, error, again)
