@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import hashlib
 import re
+from bisect import bisect_right
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import groupby
@@ -119,10 +120,13 @@ def cut(size: int, part_size: int) -> list[int]:
 def slices(parts: Sequence[Part], offset: int, length: int) -> Iterator[Slice]:
     """Where ``length`` bytes from ``offset`` lie."""
     end = offset + length
-    for part in parts:
+    at = max(0, bisect_right(parts, offset, key=lambda part: part.offset) - 1)
+    while at < len(parts) and parts[at].offset < end:
+        part = parts[at]
         first, last = max(offset, part.offset), min(end, part.end)
         if first < last:
             yield Slice(part, first - part.offset, last - first)
+        at += 1
 
 
 def plan(parts: Sequence[Part], least: int) -> list[Segment]:
