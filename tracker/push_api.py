@@ -20,7 +20,7 @@ from p2pregistry.observe import count_served
 from p2pregistry.oci.manifest import MANIFEST_LIMIT, Manifest, parse_manifest
 from p2pregistry.oci.media import OCTET_STREAM
 from p2pregistry.oci.ranges import content_range, parse_range
-from p2pregistry.oci.reference import Route, check_tag, parse_path, parse_reference
+from p2pregistry.oci.reference import MAX_NAME, Route, check_tag, parse_path, parse_reference
 from p2pregistry.serve.errors_json import error_response
 from p2pregistry.serve.http import Request, Response
 from p2pregistry.trust.claims import ManifestClaim
@@ -213,7 +213,7 @@ class RegistryApi:
         headers += [("OCI-Tag", tag) for tag in extra]
         if manifest.subject is not None:
             headers.append(("OCI-Subject", str(manifest.subject.digest)))
-        return Response(201, headers)
+        return Response(201, headers + _warnings(request, repository, target, manifest))
 
     async def _manifest_body(self, request: Request) -> bytes:
         try:
@@ -224,6 +224,18 @@ class RegistryApi:
             raise RequestError(
                 "MANIFEST_INVALID", f"a manifest may have {self._manifest_limit} bytes", status=413
             ) from err
+
+
+def _warnings(request: Request, repository: str, target: str | Digest, manifest: Manifest) -> list[tuple[str, str]]:
+    """What was done, but will surprise somebody (distribution-spec, "Warnings")."""
+    found = []
+    if not manifest.typed:
+        found.append(f"the manifest has no mediaType; it is taken for {manifest.media_type}")
+    if isinstance(target, str) and request.params("tag"):
+        found.append("tag parameters count only where a manifest is pushed by digest; they were ignored")
+    if len(request.header("host") or "") + 1 + len(repository) > MAX_NAME:
+        found.append(f"many clients cannot pull this: host and name are longer than {MAX_NAME} characters")
+    return [("Warning", f'299 - "{text}"') for text in found]
 
 
 def _no_blob(digest: Digest) -> NotFound:

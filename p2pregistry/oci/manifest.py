@@ -42,7 +42,9 @@ class Descriptor:
 
 @dataclass(frozen=True, slots=True)
 class Manifest:
-    """A parsed manifest. ``manifests`` is filled for an index, ``config`` and ``layers`` for an image or artifact."""
+    """A parsed manifest. ``manifests`` is filled for an index, ``config`` and ``layers`` for an image or artifact.
+
+    ``typed``: it says itself what it is, as every manifest should (distribution-spec, "Pushing Manifests")."""
 
     media_type: str
     config: Descriptor | None
@@ -51,6 +53,7 @@ class Manifest:
     subject: Descriptor | None
     artifact_type: str | None
     annotations: dict[str, str] | None = None
+    typed: bool = True
 
     def referrer_type(self) -> str | None:
         """The artifact type that a list of referrers states: its own, else that of the config; an index has none
@@ -177,4 +180,5 @@ def parse_manifest(body: bytes, content_type: str | None = None) -> Manifest:
         _descriptor(raw.subject, "subject") if raw.subject else None,
         raw.artifactType,
         raw.annotations,
+        raw.mediaType is not None,
     )

@@ -130,8 +130,8 @@ ELSEWHERE: Final = {
         "test_referrers_are_described",
     ),
     "Truncated Algorithm and Truncated Encoded of a referrers tag MUST match": (
-        "conformance/test_manifests",
-        "test_what_a_client_listed_under_the_fallback_tag_is_listed",
+        "unit/test_registry_api",
+        "test_manifests_from_before_subjects_were_recorded_are_listed_by_the_fallback_tag",
     ),
 }
 CLIENTS: Final = (
