@@ -210,7 +210,9 @@ class RegistryApi:
             self._by(request),
         )
         headers = [("Location", f"/v2/{repository}/manifests/{digest}"), ("Docker-Content-Digest", str(digest))]
-        headers += [("OCI-Tag", tag) for tag in extra]
+        # a line each, but not a hundred of them: that is more than some clients read
+        several = -(-len(extra) // 20) or 1
+        headers += [("OCI-Tag", ", ".join(extra[at : at + several])) for at in range(0, len(extra), several)]
         if manifest.subject is not None:
             headers.append(("OCI-Subject", str(manifest.subject.digest)))
         return Response(201, headers + _warnings(request, repository, target, manifest))

@@ -1,4 +1,4 @@
-"""OCI distribution specification, "Error Codes" and "Warnings": each code with its status, each warning that we send."""
+"""OCI distribution specification, "Error Codes" and "Warnings": each code with its status, each warning we send."""
 
 from __future__ import annotations
 

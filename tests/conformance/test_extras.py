@@ -398,3 +398,31 @@ def test_a_stream_in_pieces_of_any_size(api: Api, sizes: tuple[int, ...]) -> Non
     assert answer["range"] == "0-399999"
     assert api("PUT", with_digest(answer["location"], digest_of(data))).status == 201
     assert api("GET", f"blobs/{digest_of(data)}").body == data
+
+
+def test_a_hundred_tags_fit_into_the_headers_that_clients_read(api: Api) -> None:
+    """Python's http.client takes at most a hundred lines; a few tags have a line each."""
+    body, tags = api.manifest(), [f"t{number:02}" for number in range(100)]
+    query = "&".join(f"tag={tag}" for tag in tags)
+    answer = api("PUT", f"manifests/{digest_of(body)}?{query}", body, content_type=OCI_MANIFEST)
+    lines = answer.all("oci-tag")
+    assert (answer.status, len(lines) <= 20) == (201, True)
+    assert [tag for line in lines for tag in line.split(", ")] == tags == api("GET", "tags/list").json["tags"]
+
+
+def test_the_type_of_a_referrer_is_in_its_list_however_long_the_name_of_the_subject(api: Api) -> None:
+    """A fallback tag of a sha512 subject has the first 64 digits only; its entries and ours are one list."""
+    subject = api.manifest()
+    digest = digest_of(subject, "sha512")
+    assert api.put(subject, digest).status == 201
+    about = {"mediaType": OCI_MANIFEST, "digest": digest, "size": len(subject)}
+    artifact = api.manifest(subject=about, artifactType="application/x.y")
+    answer = api.put(artifact)
+    assert (answer.status, answer["oci-subject"]) == (201, digest)
+    entry = {**descriptor(artifact, OCI_MANIFEST), "artifactType": "application/x.y"}
+    index = encode({"schemaVersion": 2, "mediaType": OCI_INDEX, "manifests": [entry]})
+    assert api.put(index, f"sha512-{digest[7 : 7 + 64]}", OCI_INDEX).status == 201
+    (found,) = api.referrers(digest).json["manifests"]
+    assert (found["digest"], found["artifactType"]) == (digest_of(artifact), "application/x.y")
+    assert api("DELETE", f"manifests/{digest_of(artifact)}").status == 202
+    assert api.referrers(digest).json["manifests"] == [], "though the fallback tag still names it"
