@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import ipaddress
 import json
 import shutil
 import socket
@@ -15,10 +16,15 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Final
 
 import httpx
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.x509.oid import NameOID
 
 from p2pregistry.objects.s3_config import S3Config, s3_config
 from p2pregistry.objects.s3_sign import Signer
@@ -42,19 +48,24 @@ class Seaweed:
 
     def __init__(self, home: Path, command: str) -> None:
         self._home = home
-        ports = iter(_free_ports(2 * len(_SERVICES)))
+        ports = iter(_free_ports(2 * len(_SERVICES) + 1))
         self._ports = {name: (next(ports), next(ports)) for name in _SERVICES}
         self._process: subprocess.Popen[bytes] | None = None
         actions = ["Admin", "Read", "Write", "List", "Tagging"]
         keys = [{"accessKey": ACCESS_KEY, "secretKey": SECRET_KEY}]
         identities = {"identities": [{"name": "tests", "credentials": keys, "actions": actions}]}
         (home / "data").mkdir(parents=True)
+        self._tls_port = next(ports)
+        _write_certificate(self.certificate, home / "key.pem")
         (home / "keys.json").write_text(json.dumps(identities), encoding="utf-8")
         flags = {
             "dir": home / "data",
             "ip": "127.0.0.1",
             "ip.bind": "127.0.0.1",
             "s3.config": home / "keys.json",
+            "s3.cert.file": self.certificate,
+            "s3.key.file": home / "key.pem",
+            "s3.port.https": self._tls_port,
             "s3.iam": "false",
             "s3.port.iceberg": 0,
             "s3.port.lance": 0,
@@ -70,8 +81,17 @@ class Seaweed:
         self._command = [command, "server", "-s3", *(f"-{name}={value}" for name, value in flags.items())]
 
     @property
+    def certificate(self) -> Path:
+        """What a client must trust to use ``tls_endpoint``."""
+        return self._home / "certificate.pem"
+
+    @property
     def endpoint(self) -> str:
         return f"http://127.0.0.1:{self._ports['s3'][0]}"
+
+    @property
+    def tls_endpoint(self) -> str:
+        return f"https://127.0.0.1:{self._tls_port}"
 
     def config(self, prefix: str = "", **other: object) -> S3Config:
         """How to reach the bucket that tests share, each with a prefix of its own; ``other`` as in ``s3_config``."""
@@ -134,6 +154,30 @@ def seaweed(home: Path) -> Iterator[Seaweed]:
         server.kill()
         with contextlib.suppress(OSError):
             shutil.rmtree(home / "data")
+
+
+def _write_certificate(certificate: Path, key: Path) -> None:
+    """One that its owner signed, for 127.0.0.1 and a day."""
+    private = ec.generate_private_key(ec.SECP256R1())
+    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "S3 for tests")])
+    now = datetime.now(UTC)
+    made = (
+        x509.CertificateBuilder()
+        .subject_name(name)
+        .issuer_name(name)
+        .public_key(private.public_key())
+        .serial_number(x509.random_serial_number())
+        .not_valid_before(now - timedelta(hours=1))
+        .not_valid_after(now + timedelta(days=1))
+        .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
+        .add_extension(x509.SubjectAlternativeName([x509.IPAddress(ipaddress.ip_address("127.0.0.1"))]), critical=False)
+        .sign(private, hashes.SHA256())
+    )
+    pem = serialization.Encoding.PEM
+    form, secret = serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+    certificate.write_bytes(made.public_bytes(pem))
+    key.touch(0o600)
+    key.write_bytes(private.private_bytes(pem, form, secret))
 
 
 def _free_ports(count: int) -> list[int]:

@@ -425,6 +425,21 @@ async def test_bytes_that_change_on_the_way_up_are_refused(config: S3Config) -> 
             await store.client.put_part(key, number, 1, b"good bytes")
 
 
+@pytest.mark.usefixtures("no_pauses")
+async def test_tls_is_verified_and_a_certificate_of_ones_own_can_be_trusted(server: Seaweed) -> None:
+    config = server.config(f"test-{next(_numbers)}/", endpoint=server.tls_endpoint, ca_file=server.certificate)
+    assert not config.sign_payload
+    async with open_s3(config) as store:
+        await upload(store, LARGE[:1000])
+        assert await sent(await store.body(NAME, 1000, 0, 1000)) == LARGE[:1000]
+    async with open_s3(replace(config, ca_file=None)) as store:
+        with pytest.raises(LocalError, match="cannot be reached"):
+            await store.check()
+    with pytest.raises(LocalError, match="ca_file"):
+        async with open_s3(replace(config, ca_file=server.certificate.with_name("keys.json"))):
+            pass
+
+
 @pytest.mark.parametrize(
     ("wrong", "said"),
     [
