@@ -227,9 +227,13 @@ class S3Objects:
         if parts:
             yield _stored(name, parts, modified)
         top = f"{self.client.config.prefix}objects/"
-        async for upload in self.client.unfinished(top):
-            if (owner := _name(upload.key, top)) is not None:
-                yield Stored(owner, 0, upload.initiated)
+        try:
+            async for upload in self.client.unfinished(top):
+                if (owner := _name(upload.key, top)) is not None:
+                    yield Stored(owner, 0, upload.initiated)
+        except S3Error as err:
+            if not err.unsupported:  # it keeps none, or nobody can find them
+                raise
 
     async def room(self) -> int | None:
         """None: S3 does not say."""

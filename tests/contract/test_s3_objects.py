@@ -172,6 +172,40 @@ async def test_the_server_is_killed_in_the_middle_of_an_upload_and_it_goes_on_wh
             assert await store.size("u/aa/other") == 5
 
 
+async def test_a_cancelled_write_is_over_at_once_and_the_draft_must_be_opened_again(config: S3Config) -> None:
+    async with open_s3(config) as store:
+        draft = await store.draft(NAME, 0)
+        await draft.append(LARGE[:5000])
+        await draft.flush()
+        await draft.append(LARGE[5000:9000])
+        with trio.CancelScope() as scope:
+            scope.cancel()
+            await draft.flush()
+        assert scope.cancelled_caught
+        with pytest.raises(LocalError, match="open it again"):
+            await draft.append(b"more")
+        with pytest.raises(LocalError, match="open it again"):
+            await draft.publish()
+        draft = await store.draft(NAME, 5000)
+        await draft.append(LARGE[5000:])
+        with trio.CancelScope() as scope:
+
+            def cancel(method: str, other: dict[str, Any]) -> None:
+                if "uploadId" in (other.get("query") or {}):
+                    scope.cancel()
+
+            watch(store, cancel)
+            await draft.publish()
+        assert scope.cancelled_caught
+    async with open_s3(config) as store:
+        assert not [upload async for upload in store.client.unfinished(f"{config.prefix}objects/")]
+        draft = await store.draft(NAME, 10 * MIB)
+        await draft.append(LARGE[10 * MIB :])
+        await draft.publish()
+        assert await read_object(store, NAME, len(LARGE)) == LARGE
+        assert not await leftovers(store)
+
+
 # ---------------------------------------------------------------------------------------------------------- two holders
 
 
@@ -240,6 +274,21 @@ async def test_a_server_without_conditional_requests_is_found_out(config: S3Conf
         for size, name in ((1000, "u/aa/small"), (len(LARGE), "u/aa/large")):
             await upload(store, LARGE[:size], name)
             assert await read_object(store, name, size) == LARGE[:size]
+
+
+async def test_drafts_are_listed_also_where_multipart_uploads_are_not(config: S3Config) -> None:
+    def refuse(method: str, other: dict[str, Any]) -> None:
+        if "uploads" in (other.get("query") or {}):
+            raise S3Error("no", answered=501, reason="NotImplemented")
+
+    async with open_s3(config) as store:
+        draft = await store.draft(NAME, 0)
+        await draft.append(b"bytes")
+        await draft.flush()
+        watch(store, refuse)
+        assert [(stored.name, stored.size) async for stored in store.drafts()] == [(NAME, 5)]
+        await draft.discard()
+        assert not await leftovers(store)
 
 
 async def test_unfinished_multipart_uploads_are_found_and_removed(config: S3Config) -> None:
