@@ -27,13 +27,14 @@ from p2pregistry.serve.listen import open_listeners, open_unix_listener, serve
 from p2pregistry.serve.peer_api import Slots
 from p2pregistry.trust.claims import ManifestClaim, sign_manifest_claim
 from p2pregistry.trust.keys import TrackerKeys
-from tracker import hook_admin, status_admin
+from tracker import garbage_admin, hook_admin, status_admin
 from tracker.accounts import Account
 from tracker.admin import AdminApi
 from tracker.announces import Desk
 from tracker.announces_postgres import PostgresAnnounces
 from tracker.blobs import Blobs
 from tracker.board import Pace
+from tracker.catalog.garbage_postgres import PostgresGarbage
 from tracker.catalog.hooks_postgres import PostgresHooks
 from tracker.catalog.migrate import migrate as migrate_schema
 from tracker.catalog.postgres import PostgresCatalog
@@ -46,6 +47,8 @@ from tracker.peer_endpoints import Swarm, TrackerPeerApi
 from tracker.push_api import RegistryApi
 from tracker.settings import TrackerSettings, read_secret
 from tracker.storage import open_objects
+from tracker.sweeper import Pace as SweepPace
+from tracker.sweeper import Sweeper
 from tracker.uploads import Limits, Uploads
 from tracker.webhook_client import WebhookClient, networks
 
@@ -133,6 +136,8 @@ def _assemble(
             settings.tracker.swarm, settings.tracker.names, _multiaddrs(settings, router), keys.root_public, key_set
         )
 
+    garbage = PostgresGarbage(db)
+    sweeper = Sweeper(catalog, garbage, objects, _pace(settings))
     registry = RegistryApi(
         catalog,
         objects,
@@ -141,6 +146,7 @@ def _assemble(
         account=None if credentials is None else Account(*credentials),
         anonymous_pull=settings.auth.anonymous_pull,
         manifest_limit=settings.uploads.max_manifest_bytes,
+        pulled=sweeper.pulls.count,
     )
     probe = _Probe(db)
     hooks = PostgresHooks(db)
@@ -149,13 +155,30 @@ def _assemble(
     slots = Slots(settings.peer.max_uploads, settings.peer.queue)
     handlers: dict[str, Handler] = {
         "registry": registry,
-        "peer": TrackerPeerApi(catalog, Blobs(catalog, objects), slots, swarm, named=named, announces=announces),
+        "peer": TrackerPeerApi(
+            catalog,
+            Blobs(catalog, objects),
+            slots,
+            swarm,
+            named=named,
+            announces=announces,
+            pulled=sweeper.pulls.count,
+        ),
         "metrics": health(lambda: probe.reason),
         "admin": AdminApi(
-            status_admin.routes(catalog.sessions, objects, lambda: probe.reason), hook_admin.routes(hooks)
+            status_admin.routes(catalog.sessions, objects, lambda: probe.reason),
+            hook_admin.routes(hooks),
+            garbage_admin.routes(sweeper, garbage),
         ),
     }
-    return _Parts(handlers, (uploads.run, probe.run, announces.run, _hook_runner(settings, hooks).run))
+    return _Parts(handlers, (uploads.run, probe.run, announces.run, sweeper.run, _hook_runner(settings, hooks).run))
+
+
+def _pace(settings: TrackerSettings) -> SweepPace:
+    collection, scrub = settings.collection, settings.scrub
+    return SweepPace(
+        collection.interval, collection.grace, collection.untagged, scrub.interval, float(scrub.rate), scrub.age
+    )
 
 
 def _hook_runner(settings: TrackerSettings, hooks: PostgresHooks) -> HookRunner:

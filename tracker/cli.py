@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from tracker.commands import hooks
+from tracker.commands import garbage, hooks
 
 if TYPE_CHECKING:
     from tracker.settings import TrackerSettings
@@ -72,6 +72,9 @@ def migrate(config: Path | None, data_dir: str | None, database: str | None, set
     click.echo("the database is up to date", err=True)
 
 
+tracker.add_command(garbage.gc)
+tracker.add_command(garbage.retention)
+tracker.add_command(garbage.scrub)
 tracker.add_command(hooks.webhook)
 tracker.add_command(hooks.audit)
 

@@ -58,7 +58,8 @@ class Swarm:
 class TrackerPeerApi:
     """The handler of the tracker's peer listener. ``swarm`` is asked at each request: addresses may change.
 
-    ``named`` is this process's memory of what claims name; without ``announces`` they are kept in memory.
+    ``named`` is this process's memory of what claims name; without ``announces`` they are kept in memory. ``pulled`` is
+    told of each manifest that a node resolves: repository, tag if it was asked for by one, digest.
     """
 
     def __init__(
@@ -70,6 +71,7 @@ class TrackerPeerApi:
         *,
         named: Named | None = None,
         announces: Announces | None = None,
+        pulled: Callable[[str, str | None, Digest], None] = lambda _repository, _tag, _digest: None,
     ) -> None:
         self._catalog = catalog
         self._blobs = blobs
@@ -78,6 +80,7 @@ class TrackerPeerApi:
         self._named = Named(catalog) if named is None else named
         randrange = random.Random().randrange  # noqa: S311 - chance, not secrets
         self._announces = announces or MemoryAnnounces(self._named, pace=Pace(), randrange=randrange)
+        self._pulled = pulled
         self._handout = Handout(randrange=randrange)
 
     async def __call__(self, request: Request) -> Response:
@@ -176,6 +179,7 @@ class TrackerPeerApi:
         record = await self._catalog.manifest(repository, parse_reference(reference))
         if record is None:
             raise NotFound("MANIFEST_UNKNOWN", "this repository has no such manifest")
+        self._pulled(repository, None if ":" in reference else reference, record.digest)
         document = {
             "digest": str(record.digest),
             "media_type": record.media_type,

@@ -35,6 +35,8 @@ from tracker.uploads import Uploads
 
 #: Turns a claim into a signed token.
 SignClaim = Callable[[ManifestClaim], str]
+#: Told of each pull of a manifest: repository, tag if it was asked for by one, digest.
+Pulled = Callable[[str, str | None, Digest], None]
 
 _API_VERSION: Final[tuple[str, str]] = ("Docker-Distribution-Api-Version", "registry/2.0")
 _READS: Final = ("GET", "HEAD")
@@ -55,6 +57,7 @@ class RegistryApi:
         account: Account | None = None,
         anonymous_pull: bool = True,
         manifest_limit: int = MANIFEST_LIMIT,
+        pulled: Pulled = lambda _repository, _tag, _digest: None,
     ) -> None:
         self._catalog = catalog
         self._objects = objects
@@ -65,6 +68,7 @@ class RegistryApi:
         self._account = account
         self._anonymous_pull = anonymous_pull
         self._manifest_limit = manifest_limit
+        self._pulled = pulled
 
     async def __call__(self, request: Request) -> Response:
         """Answer one request; every RegistryError becomes the answer that OCI prescribes."""
@@ -189,6 +193,7 @@ class RegistryApi:
         if request.method == "HEAD":
             return Response(200, [*headers, ("Content-Length", str(len(found.body)))])
         count_served("client")(len(found.body))
+        self._pulled(repository, None if ":" in reference else reference, found.digest)
         return Response(200, headers, found.body)
 
     async def _put_manifest(self, repository: str, reference: str, request: Request) -> Response:

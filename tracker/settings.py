@@ -125,6 +125,38 @@ class Uploads(Section, frozen=True):
     ] = 1024 * MIB
 
 
+class Collection(Section, frozen=True):
+    interval: Annotated[
+        Seconds | None,
+        Setting(
+            "How often rules of retention are applied and garbage is collected; unset: only when asked.", unit="seconds"
+        ),
+    ] = 3600.0
+    grace: Annotated[
+        Seconds,
+        Setting("How long a blob that no manifest refers to is kept after it was asked for.", unit="seconds"),
+    ] = 86400.0
+    untagged: Annotated[
+        Seconds | None,
+        Setting(
+            "How long a manifest without tag is kept after it was last pushed or pulled; unset: for ever.",
+            unit="seconds",
+            example="604800",
+        ),
+    ] = None
+
+
+class Scrub(Section, frozen=True):
+    interval: Annotated[
+        Seconds | None,
+        Setting("How often stored bytes are compared with their digests; unset: only when asked.", unit="seconds"),
+    ] = 86400.0
+    rate: Annotated[Positive, Setting("Bytes a second that are read for it.", unit="bytes")] = 10 * MIB
+    age: Annotated[Seconds, Setting("How long a blob that was found sound is not looked at again.", unit="seconds")] = (
+        30 * 86400.0
+    )
+
+
 class Webhooks(Section, frozen=True):
     allow_networks: Annotated[
         Texts,
@@ -209,6 +241,8 @@ class TrackerSettings(Settings, frozen=True):
     uploads: Uploads = msgspec.field(default_factory=Uploads)
     storage: Storage = msgspec.field(default_factory=Storage)
     s3: S3 = msgspec.field(default_factory=S3)
+    collection: Collection = msgspec.field(default_factory=Collection)
+    scrub: Scrub = msgspec.field(default_factory=Scrub)
     webhooks: Webhooks = msgspec.field(default_factory=Webhooks)
     audit: Audit = msgspec.field(default_factory=Audit)
 
@@ -228,6 +262,8 @@ class TrackerSettings(Settings, frozen=True):
             raise SettingsError("$.tracker.public_url: must begin with http:// or https://")
         if self.database.dsn is not None and self.database.dsn_file is not None:
             raise SettingsError("$.database.dsn_file: database.dsn is set too; give one of them")
+        if self.collection.grace < 300:
+            raise SettingsError("$.collection.grace: less than 300 seconds would remove what clients are still pushing")
         for index, text in enumerate(self.webhooks.allow_networks):
             try:
                 ipaddress.ip_network(text)

@@ -108,7 +108,7 @@ class Catalog(Protocol):
 
     async def blob(self, repository: str, digest: Digest, *, renew: bool = False) -> BlobHere | None:
         """A blob of this repository, or None. ``renew``: the answer is a promise that the blob stays for the grace
-        time, because the client will not push it."""
+        time, because the client will not push it; None if its bytes are known to be damaged, so that it does."""
 
     async def named_blob(self, digest: Digest) -> BlobHere | None:
         """A blob of any repository that some manifest's claim names, for the peer API; else None."""

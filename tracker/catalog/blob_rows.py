@@ -31,7 +31,7 @@ _HERE_LOCKED: Final = """
 select b.digest, b.size, b.root, b.object, rb.repository_id, rb.blob_id,
     rb.touched_at < now() - %s * interval '1 second'
 from blobs b join repository_blobs rb on rb.blob_id = b.id join repositories r on r.id = rb.repository_id
-where r.name = %s and b.digest = %s for key share of rb
+where r.name = %s and b.digest = %s and not b.damaged for key share of rb
 """
 _TOUCH: Final = "update repository_blobs set touched_at = now() where repository_id = %s and blob_id = %s"
 _NAMED: Final = """
@@ -58,7 +58,7 @@ on conflict (repository_id, blob_id) do update set touched_at = now() returning 
 _SOURCE: Final = """
 select b.id, b.digest, b.size, b.root from blobs b
 join repository_blobs rb on rb.blob_id = b.id join repositories r on r.id = rb.repository_id
-where b.digest = %s and (%s::text is null or r.name = %s) limit 1 for key share of b, rb
+where b.digest = %s and not b.damaged and (%s::text is null or r.name = %s) limit 1 for key share of b, rb
 """
 
 

@@ -28,21 +28,23 @@ class Kept:
 
 @dataclass(slots=True)
 class StoredManifest:
-    """A manifest of a repository; ``number`` counts claims up."""
+    """A manifest of a repository; ``number`` counts claims up, ``used`` is when it was last pushed or pulled."""
 
     record: ManifestRecord
     blobs: frozenset[Digest]
     number: int
     pushed: NewManifest
+    used: float = 0.0
 
 
 @dataclass(slots=True)
 class Repository:
-    """``blobs``: when each was last touched, by trio's clock."""
+    """``blobs``: when each was last touched, by trio's clock; ``pushed``: when each tag was."""
 
     blobs: dict[Digest, float] = field(default_factory=dict)
     manifests: dict[Digest, StoredManifest] = field(default_factory=dict)
     tags: dict[str, Digest] = field(default_factory=dict)
+    pushed: dict[str, float] = field(default_factory=dict)
 
 
 class MemoryCatalog:
@@ -102,6 +104,8 @@ class MemoryCatalog:
         sources = self.content.items() if source is None else [(source, self.content.get(source))]
         if not any(found is not None and digest in found.blobs for _, found in sources):
             return None
+        if self.blobs[digest].damaged:
+            return None
         self._link(repository, digest, by, "blob.mount")
         return self.blobs[digest].metainfo.ref
 
@@ -111,6 +115,8 @@ class MemoryCatalog:
         if found is None or digest not in found.blobs:
             return None
         if renew:
+            if self.blobs[digest].damaged:
+                return None
             found.blobs[digest] = trio.current_time()
         return self._here(digest)
 
@@ -152,8 +158,11 @@ class MemoryCatalog:
         record = ManifestRecord(manifest.digest, media_type, manifest.body, claim)
         self._claims += 1
         self.content[repository] = found
-        found.manifests[manifest.digest] = StoredManifest(record, frozenset(blobs), self._claims, manifest)
+        found.manifests[manifest.digest] = StoredManifest(
+            record, frozenset(blobs), self._claims, manifest, trio.current_time()
+        )
         found.tags.update(dict.fromkeys(tags, manifest.digest))
+        found.pushed.update(dict.fromkeys(tags, trio.current_time()))
         self.written.append((by, "manifest.push", repository))
         return record
 

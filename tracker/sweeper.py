@@ -1,0 +1,315 @@
+"""Runs of the collector, of retention and of the scrubber: now and then by themselves, or when the operator asks.
+
+Any number of trackers may run them at the same time without harm; that only one does at a time saves work.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import secrets
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Final
+
+import trio
+
+from p2pregistry.digest import Digest
+from p2pregistry.errors import LocalError, NotFound, RegistryError, RequestError
+from p2pregistry.objects.base import ObjectStore
+from p2pregistry.observe import logger
+from tracker.catalog.base import Catalog
+from tracker.catalog.garbage import Garbage, Kind
+from tracker.catalog.garbage import Stored as Scrubbed
+from tracker.catalog.trail import SYSTEM, By
+from tracker.retention import to_go
+
+#: Rows in one transaction: short, so that nobody waits for it.
+BATCH: Final = 500
+#: An object that nothing knows of must be older than this to go, in seconds: somebody may be about to record it.
+ORPHAN: Final = 86400.0
+#: Seconds between two times that pulls are written down, and counts that are kept at most until then.
+PULLS_EVERY: Final = 10.0
+_PULLS: Final = 20_000
+_READ: Final = 1 << 20
+
+_log = logger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Pace:
+    """Seconds, None: not by itself. ``grace``: how long a blob without manifest is kept. ``untagged``: how long a
+    manifest without tag is kept, None: for ever. ``scrub_rate``: bytes a second. ``scrub_age``: how long a blob that
+    was found sound is not looked at again."""
+
+    every: float | None = 3600.0
+    grace: float = 86400.0
+    untagged: float | None = None
+    scrub_every: float | None = 86400.0
+    scrub_rate: float = 10e6
+    scrub_age: float = 30 * 86400.0
+
+
+class Pulls:
+    """Counts of pulls, between two times that they are written down."""
+
+    def __init__(self) -> None:
+        self._counts: dict[tuple[str, str | None, Digest], int] = {}
+
+    def count(self, repository: str, tag: str | None, digest: Digest) -> None:
+        """Somebody pulled a manifest; more different ones than are kept are not counted."""
+        key = (repository, tag, digest)
+        if key in self._counts or len(self._counts) < _PULLS:
+            self._counts[key] = self._counts.get(key, 0) + 1
+
+    def take(self) -> list[tuple[str, str | None, Digest, int]]:
+        """All of them, which are counted anew from here."""
+        taken, self._counts = self._counts, {}
+        return [(*key, count) for key, count in taken.items()]
+
+
+class Sweeper:
+    """``now``: seconds since 1970."""
+
+    def __init__(
+        self,
+        catalog: Catalog,
+        garbage: Garbage,
+        objects: ObjectStore,
+        pace: Pace = Pace(),
+        *,
+        pulls: Pulls | None = None,
+        now: Callable[[], float] = time.time,
+        draw: Callable[[], float] = lambda: secrets.randbelow(1000) / 1000,
+    ) -> None:
+        self._catalog, self._garbage, self._objects = catalog, garbage, objects
+        self._pace, self._now, self._draw = pace, now, draw
+        self.pulls = pulls or Pulls()
+
+    async def run(self) -> None:
+        """For ever. What was pulled is written down at the end too."""
+        try:
+            async with trio.open_nursery() as nursery:
+                if self._pace.every is not None:
+                    nursery.start_soon(self._regularly, self._pace.every, self._housekeeping)
+                if self._pace.scrub_every is not None:
+                    nursery.start_soon(self._regularly, self._pace.scrub_every, self._scrub_by_itself)
+                nursery.start_soon(self._write_pulls)
+        finally:
+            with trio.move_on_after(2.0, shield=True):
+                await self.write_pulls()
+
+    # --------------------------------------------------------------------------------------------------------- runs
+
+    async def collect(self, *, dry_run: bool = False, every: float | None = None) -> dict[str, int] | None:
+        """A collection; what it came to. With ``every``: None if there was one so lately. Raises LocalError."""
+        return await self._recorded("collect", dry_run, every, lambda: self._collect(dry_run))
+
+    async def retain(self, by: By, *, dry_run: bool = False, every: float | None = None) -> dict[str, list[str]] | None:
+        """Remove the tags that rules let go; by repository. Raises LocalError."""
+        gone: dict[str, list[str]] = {}
+
+        async def work() -> dict[str, int]:
+            await self._retain(by, dry_run, gone)
+            return {"repositories": len(gone), "tags": sum(map(len, gone.values()))}
+
+        done = await self._recorded("retention", dry_run, every, work)
+        return None if done is None else gone
+
+    async def scrub(self, *, age: float | None = None, every: float | None = None) -> dict[str, int] | None:
+        """Compare stored bytes with their digests, at the pace that was set. ``age``: seconds. Raises LocalError."""
+        return await self._recorded(
+            "scrub", False, every, lambda: self._scrub(self._pace.scrub_age if age is None else age)
+        )
+
+    async def write_pulls(self) -> None:
+        """Write down what was pulled since the last time."""
+        pulls = self.pulls.take()
+        if pulls:
+            try:
+                await self._garbage.pulled(pulls)
+            except LocalError as err:
+                _log.warning("pulls could not be counted", error=err.message)
+
+    async def _recorded(
+        self, kind: Kind, dry_run: bool, every: float | None, work: Callable[[], Awaitable[dict[str, int]]]
+    ) -> dict[str, int] | None:
+        run = await self._garbage.start(kind, dry_run, every)
+        if run is None:
+            return None
+        figures: dict[str, int] = {}
+        error: str | None = "it was interrupted"
+        try:
+            figures = await work()
+            error = None
+        except RegistryError as err:
+            error = err.message
+            raise
+        finally:
+            with trio.move_on_after(5.0, shield=True):
+                await self._end(run, figures, error)
+        if not dry_run:
+            _log.info("a run has ended", kind=kind, **figures)
+        return figures
+
+    async def _end(self, run: int, figures: dict[str, int], error: str | None) -> None:
+        try:
+            await self._garbage.end(run, figures, error)
+        except LocalError as err:
+            _log.warning("the end of a run could not be recorded", error=err.message)
+
+    # ------------------------------------------------------------------------------------------------------- collect
+
+    async def _collect(self, dry_run: bool) -> dict[str, int]:
+        pace = self._pace
+        if dry_run:
+            found = await self._garbage.forecast(pace.grace, pace.untagged)
+            loose = [name async for name in self._orphans()]
+            return {
+                "manifests": found.manifests,
+                "links": found.links,
+                "blobs": found.blobs,
+                "bytes": found.bytes,
+                "orphans": len(loose),
+            }
+        manifests = 0
+        if pace.untagged is not None:
+            untagged = pace.untagged
+            manifests = await _all(lambda: self._garbage.drop_manifests(untagged, BATCH, SYSTEM))
+        links = await _all(lambda: self._garbage.unlink(pace.grace, BATCH))
+        blobs = await _all(lambda: self._garbage.condemn(BATCH))
+        objects, freed = await self._delete_condemned()
+        orphans = 0
+        async for name in self._orphans():
+            await self._objects.delete(name)
+            orphans += 1
+        return {
+            "manifests": manifests,
+            "links": links,
+            "blobs": blobs,
+            "objects": objects,
+            "bytes": freed,
+            "orphans": orphans,
+        }
+
+    async def _delete_condemned(self) -> tuple[int, int]:
+        """Objects and bytes that went."""
+        count = freed = 0
+        while names := await self._garbage.condemned(BATCH):
+            done: list[str] = []
+            try:
+                for name in names:
+                    await self._objects.delete(name)
+                    done.append(name)
+            finally:
+                if done:
+                    freed += await self._garbage.forget(done)
+                    count += len(done)
+        return count, freed
+
+    async def _orphans(self) -> AsyncIterator[str]:
+        """Objects that nothing knows of: somebody died before recording one, or a database was restored."""
+        before, names = self._now() - ORPHAN, list[str]()
+        async for stored in self._objects.objects():
+            if stored.modified < before:
+                names.append(stored.name)
+            if len(names) >= BATCH:
+                for name in sorted(await self._garbage.unknown(names)):
+                    yield name
+                names = []
+        for name in sorted(await self._garbage.unknown(names)) if names else ():
+            yield name
+
+    # ----------------------------------------------------------------------------------------------------- retention
+
+    async def _retain(self, by: By, dry_run: bool, gone: dict[str, list[str]]) -> None:
+        rules = await self._garbage.rules()
+        if not rules:
+            return
+        now, after = datetime.fromtimestamp(self._now(), UTC), ""
+        while names := await self._catalog.repositories(after=after, limit=BATCH):
+            for name in names:
+                tags = to_go(name, await self._garbage.tagged(name), rules, now)
+                removed = [tag for tag in tags if dry_run or await self._remove(name, tag, by)]
+                if removed:
+                    gone[name] = removed
+            after = names[-1]
+
+    async def _remove(self, repository: str, tag: str, by: By) -> bool:
+        try:
+            return await self._catalog.delete_tag(repository, tag, by)
+        except RequestError as err:  # it is immutable: kept, whatever the rules say
+            _log.info("a tag is kept", repository=repository, tag=tag, why=err.message)
+            return False
+
+    # --------------------------------------------------------------------------------------------------------- scrub
+
+    async def _scrub(self, age: float) -> dict[str, int]:
+        figures = {"blobs": 0, "bytes": 0, "damaged": 0}
+        start = trio.current_time()
+        # what this very run has looked at is younger than that
+        while found := await self._garbage.to_scrub(20, age + trio.current_time() - start):
+            for one in found:
+                sound = await self._sound(one)
+                await self._garbage.scrubbed(one.digest, one.object, sound)
+                figures["blobs"] += 1
+                figures["bytes"] += one.size
+                if not sound:
+                    figures["damaged"] += 1
+                    _log.error("the bytes of a blob are damaged or gone", digest=str(one.digest), object=one.object)
+        return figures
+
+    async def _sound(self, one: Scrubbed) -> bool:
+        hasher = hashlib.new(one.digest.algorithm)
+        try:
+            opened = await self._objects.open(one.object, one.size)
+        except NotFound:
+            return False
+        except LocalError:
+            if await self._objects.size(one.object) != one.size:
+                return False
+            raise
+        try:
+            for offset in range(0, one.size, _READ):
+                data = await opened.read_at(offset, min(_READ, one.size - offset))
+                if not data:
+                    return False
+                await trio.to_thread.run_sync(hasher.update, data)
+                await trio.sleep(len(data) / self._pace.scrub_rate)
+        except NotFound:
+            return False
+        finally:
+            opened.close()
+        return hasher.digest() == one.digest.raw
+
+    # --------------------------------------------------------------------------------------------------------- tasks
+
+    async def _housekeeping(self, every: float) -> None:
+        await self.retain(SYSTEM, every=every)
+        await self.collect(every=every)
+
+    async def _scrub_by_itself(self, every: float) -> None:
+        await self.scrub(every=every)
+
+    async def _regularly(self, every: float, work: Callable[[float], Awaitable[None]]) -> None:
+        while True:
+            # not all processes at the same moment; who comes first does it for all
+            await trio.sleep(every * (0.5 + self._draw()))
+            try:
+                await work(every * 0.9)
+            except RegistryError as err:
+                _log.warning("a run failed; the next one goes on", error=err.message)
+
+    async def _write_pulls(self) -> None:
+        while True:
+            await trio.sleep(PULLS_EVERY)
+            await self.write_pulls()
+
+
+async def _all(step: Callable[[], Awaitable[int]]) -> int:
+    """Repeat a step until it finds nothing more; the sum."""
+    total = 0
+    while count := await step():
+        total += count
+    return total
