@@ -13,8 +13,9 @@ Rules kept here:
   server says that it was rolled back (serialisation failure, deadlock).
 * A cancelled call asks the server to cancel the statement and waits for its thread. That connection is closed, not
   pooled: a cancel request that arrives late would hit its next user.
-* Nothing depends on server-side session state (``SET LOCAL`` in transactions, no prepared statements unless asked for),
-  so the pool works behind PgBouncer in transaction mode.
+* Nothing depends on server-side session state (``SET LOCAL`` in transactions, no prepared statements unless asked for,
+  no start-up options), so the pool works behind PgBouncer in transaction mode. A single statement, which has no
+  transaction to set anything in, is timed here and cancelled.
 """
 
 from __future__ import annotations
@@ -53,6 +54,8 @@ class _Job:
         self.began = False
         #: The connection did not survive.
         self.lost = False
+        #: Around a single statement. While a connection is being made its deadline does not count.
+        self.patience = trio.CancelScope()
 
     def interrupt(self) -> None:
         """Cancel the running statement, and each one after it, until the thread is done (blocks)."""
@@ -94,6 +97,7 @@ class Db:
         prepare: bool = False,
     ) -> None:
         self._dsn = dsn
+        self._size = size
         self._free: list[Connection] = []
         self._closed = False
         self._semaphore = trio.Semaphore(size)
@@ -102,6 +106,8 @@ class Db:
         self._cancel_limiter = trio.CapacityLimiter(size)
         self._timeout = int(statement_timeout * 1000)
         self._patience = patience
+        # several addresses may be tried, each for so long
+        self._connect_timeout = 4.0 * connect_timeout
         self._options: dict[str, Any] = {
             "application_name": application_name,
             "connect_timeout": connect_timeout,
@@ -116,6 +122,8 @@ class Db:
     async def tx(self, fn: Callable[[Connection, *Ts], T], *args: *Ts, retry: bool = False) -> T:
         """Run ``fn(connection, *args)`` in one transaction and return its value.
 
+        Each statement may take ``statement_timeout``.
+
         ``retry``: the function may run twice with the effect of once, so it is repeated if the connection was lost.
         Raises LocalError; whatever ``fn`` raises rolls back and passes through. When cancelled, whether the transaction
         was committed is unknown.
@@ -124,8 +132,12 @@ class Db:
 
     async def query(self, fn: Callable[[Connection, *Ts], T], *args: *Ts) -> T:
         """Run ``fn``, which reads with a single statement: no transaction block, so one round trip. Repeated if the
-        connection was lost. Raises LocalError."""
+        connection was lost. Raises LocalError, also where it takes longer than ``statement_timeout``."""
         return await self._call(False, True, fn, args)
+
+    def figures(self) -> tuple[int, int]:
+        """Connections in use now, and the most there may be."""
+        return self._limiter.borrowed_tokens, self._size
 
     def close(self) -> None:
         """Close the idle connections; busy ones are closed when their call ends."""
@@ -145,7 +157,12 @@ class Db:
                     raise LocalError("the database pool is closed")
                 job = _Job()
                 try:
-                    return await self._hop(job, block, fn, args)
+                    if block:
+                        return await self._hop(job, block, fn, args)
+                    with job.patience:
+                        job.patience.deadline = trio.current_time() + self._timeout / 1000
+                        return await self._hop(job, block, fn, args)
+                    raise LocalError("the database failed: one statement took longer than the statement timeout")
                 except psycopg.Error as error:
                     if job.lost:
                         self._drop()
@@ -169,14 +186,12 @@ class Db:
                 await trio.to_thread.run_sync(job.interrupt, limiter=self._cancel_limiter)
             raise
 
+    def _allow(self, job: _Job, more: float) -> None:
+        job.patience.deadline = trio.current_time() + self._timeout / 1000 + more
+
     def _connect(self) -> Connection:
-        connection = psycopg.connect(self._dsn, autocommit=True, **self._options)
-        try:
-            connection.execute(f"set statement_timeout = {self._timeout}".encode())
-        except BaseException:
-            connection.close()
-            raise
-        return connection
+        # nothing is set here: behind PgBouncer it would end up on a connection of somebody else
+        return psycopg.connect(self._dsn, autocommit=True, **self._options)
 
     def _run(self, job: _Job, block: bool, fn: Callable[[Connection, *Ts], T], args: tuple[*Ts]) -> T:
         try:
@@ -184,7 +199,11 @@ class Db:
             try:
                 connection = self._free.pop()
             except IndexError:
-                connection = self._connect()
+                if not block:
+                    trio.from_thread.run_sync(self._allow, job, self._connect_timeout)
+                connection = job.connection = self._connect()
+                if not block:
+                    trio.from_thread.run_sync(self._allow, job, 0.0)
             job.connection = connection
             if block:
                 return self._in_block(job, connection, fn, args)
