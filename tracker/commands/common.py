@@ -12,6 +12,22 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import click
 
+from tracker.units import is_size, size, span
+
+__all__ = [
+    "Console",
+    "config_option",
+    "data_dir_option",
+    "json_option",
+    "load_settings",
+    "pairs_of",
+    "sets_option",
+    "size",
+    "span",
+    "table",
+    "with_tracker",
+]
+
 if TYPE_CHECKING:
     from tracker.settings import TrackerSettings
 
@@ -28,7 +44,6 @@ json_option = click.option("--json", "as_json", is_flag=True, help="One JSON doc
 
 #: Seconds to wait for an answer.
 _TIMEOUT: Final = 30.0
-_UNITS: Final = ("B", "KiB", "MiB", "GiB", "TiB", "PiB")
 
 
 def load_settings(
@@ -88,7 +103,7 @@ def table(rows: Iterable[Sequence[object]], head: Sequence[str]) -> list[str]:
     texts = [[_text(value) for value in row] for row in rows]
     if not texts:
         return []
-    right = [all(_is_number(text) for text in column) for column in zip(*texts, strict=True)]
+    right = [all(text == "-" or is_size(text) for text in column) for column in zip(*texts, strict=True)]
     lines = [list(head), *texts]
     widths = [max(len(line[i]) for line in lines) for i in range(len(head))]
     return [
@@ -106,30 +121,6 @@ def pairs_of(facts: Mapping[str, object]) -> list[str]:
     return [f"{key:<{width}}  {_text(value)}" for key, value in facts.items()]
 
 
-def size(count: int | None) -> str:
-    """Bytes for people: "1.5 GiB"."""
-    if count is None:
-        return "-"
-    value, unit = float(count), 0
-    while abs(value) >= 1024 and unit < 5:
-        value /= 1024
-        unit += 1
-    return f"{count} B" if unit == 0 else f"{value:.1f} {_UNITS[unit]}"
-
-
-def span(seconds: float | None) -> str:
-    """A duration for people, in its two largest units: "3d 4h"."""
-    if seconds is None:
-        return "-"
-    left = max(0, int(seconds))
-    parts: list[str] = []
-    for name, length in (("d", 86400), ("h", 3600), ("m", 60), ("s", 1)):
-        count, left = divmod(left, length)
-        if count or (name == "s" and not parts):
-            parts.append(f"{count}{name}")
-    return " ".join(parts[:2])
-
-
 def _text(value: object) -> str:
     """On one line, whatever it is: names come from clients."""
     if value is None:
@@ -139,11 +130,6 @@ def _text(value: object) -> str:
     if isinstance(value, dict | list | tuple):
         return json.dumps(value)
     return "".join(c if c.isprintable() else "?" for c in str(value))
-
-
-def _is_number(text: str) -> bool:
-    number, _, unit = text.partition(" ")
-    return text == "-" or (number.replace(".", "", 1).isdigit() and (not unit or unit in _UNITS))
 
 
 def _login() -> str:
