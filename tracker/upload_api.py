@@ -18,6 +18,7 @@ from p2pregistry.oci.ranges import parse_content_range
 from p2pregistry.oci.reference import check_name
 from p2pregistry.serve.http import Request, Response
 from tracker.catalog.base import Catalog
+from tracker.catalog.policies import QuotaExceeded
 from tracker.catalog.sessions import Session
 from tracker.catalog.trail import By
 from tracker.uploads import Upload, Uploads
@@ -43,8 +44,18 @@ class UploadApi:
         whole = request.param("digest")
         if whole is not None and mount is None:
             return await self._monolithic(repository, Digest.parse(whole), request, by)
+        await self._refuse_full(repository, by)
         session = await self._uploads.open(repository, algorithm or "sha256", by)
         return Response(202, _where(session, session.size))
+
+    async def _refuse_full(self, repository: str, by: By) -> None:
+        """Before bytes are sent, where not one more would fit."""
+        policies = self._catalog.policies
+        try:
+            await policies.check_quota(repository, 1)
+        except QuotaExceeded as err:
+            await policies.exceeded(repository, err, by)
+            raise
 
     async def append(self, repository: str, number: str, request: Request) -> Response:
         """PATCH: the next bytes."""

@@ -9,6 +9,7 @@ from typing import Protocol
 from p2pregistry.content.metainfo import BlobRef, Metainfo
 from p2pregistry.digest import Digest
 from p2pregistry.errors import RequestError
+from tracker.catalog.policies import Policies
 from tracker.catalog.sessions import Lease, Sessions
 from tracker.catalog.trail import By
 
@@ -85,6 +86,10 @@ class Catalog(Protocol):
     def sessions(self) -> Sessions:
         """Uploads that have begun."""
 
+    @property
+    def policies(self) -> Policies:
+        """Quotas and immutable tags."""
+
     async def add_blob(
         self,
         repository: str,
@@ -100,11 +105,12 @@ class Catalog(Protocol):
 
         If another one does already it is kept, and ``name`` is condemned; unless its bytes are known to be damaged, or
         are ``lost``, as the caller has found: then that one is condemned. Raises NotFound (BLOB_UPLOAD_UNKNOWN) if the
-        upload's lease is lost and the repository has no such blob.
+        upload's lease is lost and the repository has no such blob, and QuotaExceeded.
         """
 
     async def mount_blob(self, repository: str, digest: Digest, source: str | None, by: By) -> BlobRef | None:
-        """Put a blob of ``source`` (None: of any repository) in ``repository``; None if it is not there."""
+        """Put a blob of ``source`` (None: of any repository) in ``repository``; None if it is not there. Raises
+        QuotaExceeded."""
 
     async def blob(self, repository: str, digest: Digest, *, renew: bool = False) -> BlobHere | None:
         """A blob of this repository, or None. ``renew``: the answer is a promise that the blob stays for the grace
@@ -129,7 +135,7 @@ class Catalog(Protocol):
 
         Raises RequestError (MANIFEST_BLOB_UNKNOWN, status 404, detail naming the digests) if the repository lacks
         something it refers to. Storing the same bytes again keeps the record and moves the tags; the claim is signed
-        anew, because blobs may have been added since.
+        anew, because blobs may have been added since. Raises RequestError (DENIED) if an immutable tag would move.
         """
 
     async def manifest(self, repository: str, reference: str | Digest) -> ManifestRecord | None:
@@ -160,11 +166,12 @@ class Catalog(Protocol):
         Of a repository that does not exist: none."""
 
     async def delete_tag(self, repository: str, tag: str, by: By) -> bool:
-        """Remove a tag; the manifest stays. False if it is not there."""
+        """Remove a tag; the manifest stays. False if it is not there. Raises RequestError (DENIED) if it is
+        immutable."""
 
     async def delete_manifest(self, repository: str, digest: Digest, by: By) -> bool:
         """Remove a manifest from this repository, with its tags. An index that refers to it stays, with a hole. False
-        if it is not there."""
+        if it is not there. Raises RequestError (DENIED) if one of its tags is immutable."""
 
     async def delete_blob(self, repository: str, digest: Digest, by: By) -> bool:
         """Remove a blob from this repository. False if it is not there.

@@ -13,6 +13,7 @@ from p2pregistry.content.metainfo import BlobRef, Metainfo
 from p2pregistry.digest import Digest
 from tracker.catalog.base import BlobHere
 from tracker.catalog.keys import digest_key, key_digest
+from tracker.catalog.policies import Quota, check_room
 from tracker.catalog.sessions import Lease, unknown
 from tracker.catalog.sessions_postgres import end_upload
 from tracker.catalog.trail import By, record
@@ -121,12 +122,13 @@ def _store(connection: Connection, blob: Metainfo, name: str, lost: str | None) 
 
 
 def _link(connection: Connection, repository: str, blob_id: int) -> bool:
-    """Put the blob in the repository, with a new grace time; whether it was not there."""
+    """Put the blob in the repository, with a new grace time; whether it was not there. Raises QuotaExceeded."""
     number = repository_id(connection, repository)
     row = connection.execute(_LINK, (number, blob_id)).fetchone()
     assert row is not None
     if row[0]:
-        linked(connection, number, blob_id)
+        usage = linked(connection, number, blob_id)
+        check_room(Quota(usage.namespace, usage.quota, usage.used - usage.change), usage.change)
     return bool(row[0])
 
 

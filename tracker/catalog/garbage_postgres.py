@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from datetime import timedelta
-from itertools import groupby
 from typing import Any, Final
 
 from psycopg.errors import ForeignKeyViolation, SerializationFailure
@@ -14,7 +13,7 @@ from p2pregistry.digest import Digest
 from tracker.catalog.garbage import Forecast, Kind, Run, Stored
 from tracker.catalog.keys import digest_key, key_digest
 from tracker.catalog.trail import SYSTEM, By, record
-from tracker.catalog.usage import unlinked
+from tracker.catalog.usage import released
 from tracker.db import Connection, Db
 from tracker.retention import Rule, Tagged
 
@@ -60,7 +59,7 @@ delete from repository_blobs where (repository_id, blob_id) in (
 )
 returning repository_id, blob_id
 """  # noqa: S608 - constants
-_NAMES: Final = "select id, name from repositories where id = any(%s::bigint[])"
+_SPACES: Final = "select id, split_part(name, '/', 1) from repositories where id = any(%s::bigint[])"
 _FIND_LOOSE: Final = """
 select id from blobs b where not exists (select from repository_blobs where blob_id = b.id) limit %s
 for update skip locked
@@ -246,9 +245,12 @@ def _unlink(connection: Connection, grace: float, limit: int) -> int:
     except ForeignKeyViolation as err:
         # a manifest came between the two looks of this statement: the next round sees it
         raise SerializationFailure("a manifest came between") from err
-    names: dict[int, str] = dict(connection.execute(_NAMES, (sorted({row[0] for row in gone}),)).fetchall())
-    for number, rows in groupby(sorted(gone, key=lambda row: (names[row[0]], row[0])), key=lambda row: row[0]):
-        unlinked(connection, number, [row[1] for row in rows])
+    spaces: dict[int, str] = dict(connection.execute(_SPACES, (sorted({row[0] for row in gone}),)).fetchall())
+    left: dict[str, set[int]] = {}
+    for number, blob_id in gone:
+        left.setdefault(spaces[number], set()).add(blob_id)
+    for namespace in sorted(left):
+        released(connection, namespace, left[namespace])
     return len(gone)
 
 

@@ -12,6 +12,8 @@ from p2pregistry.digest import Digest
 from p2pregistry.errors import NotFound, RequestError
 from tracker.catalog.base import BlobHere, ManifestRecord, NewManifest, Referrer, Sign, still_referred_to
 from tracker.catalog.keys import digest_key
+from tracker.catalog.policies import QuotaExceeded, check_room, namespace_of, never_moves
+from tracker.catalog.policies_memory import MemoryPolicies
 from tracker.catalog.sessions import Lease, unknown
 from tracker.catalog.sessions_memory import MemorySessions
 from tracker.catalog.trail import By
@@ -58,6 +60,7 @@ class MemoryCatalog:
         self.content: dict[str, Repository] = {}
         self.condemned: dict[str, int] = {}
         self.sessions = MemorySessions(self._condemn)
+        self.policies = MemoryPolicies(self)
         self._claims = 0
         #: who did what, where: the actions of the audit log
         self.written: list[tuple[By, str, str]] = []
@@ -65,6 +68,18 @@ class MemoryCatalog:
     def _condemn(self, name: str, size: int) -> None:
         if all(kept.object != name for kept in self.blobs.values()):
             self.condemned.setdefault(name, size)
+
+    async def _check_room(self, repository: str, blob: Metainfo, by: By) -> None:
+        """Raises QuotaExceeded if the namespace has not got the blob and may not hold it."""
+        namespace = namespace_of(repository)
+        mine = (found for name, found in self.content.items() if namespace_of(name) == namespace)
+        if any(blob.digest in found.blobs for found in mine):
+            return
+        try:
+            check_room(self.policies.quota(namespace), blob.size)
+        except QuotaExceeded as err:
+            await self.policies.exceeded(repository, err, by)
+            raise
 
     def _link(self, repository: str, digest: Digest, by: By, action: str) -> None:
         blobs = self.content.setdefault(repository, Repository()).blobs
@@ -83,6 +98,7 @@ class MemoryCatalog:
         lost: str | None = None,
     ) -> str:
         await trio.lowlevel.checkpoint()
+        await self._check_room(repository, blob, by)
         if upload is not None and not self.sessions.end(upload):
             found = self.content.get(repository)
             if found is None or blob.digest not in found.blobs:
@@ -106,6 +122,7 @@ class MemoryCatalog:
             return None
         if self.blobs[digest].damaged:
             return None
+        await self._check_room(repository, self.blobs[digest].metainfo, by)
         self._link(repository, digest, by, "blob.mount")
         return self.blobs[digest].metainfo.ref
 
@@ -152,6 +169,9 @@ class MemoryCatalog:
                 "the manifest refers to content that this repository does not have",
                 detail={"digests": missing},
             )
+        for tag in sorted(self.policies.covered(repository, tags)):
+            if found.tags.get(tag, manifest.digest) != manifest.digest:
+                raise never_moves(repository, tag)
         claim = sign([self.blobs[digest].metainfo.ref for digest in blobs])
         before = found.manifests.get(manifest.digest)
         media_type = manifest.media_type if before is None else before.record.media_type
@@ -227,19 +247,27 @@ class MemoryCatalog:
         later = [one for one in found if after is None or digest_key(one.digest) > digest_key(after)]
         return later[: max(0, limit)]
 
+    def _refuse_immutable(self, repository: str, tags: Sequence[str]) -> None:
+        for tag in sorted(self.policies.covered(repository, tags)):
+            raise never_moves(repository, tag)
+
     async def delete_tag(self, repository: str, tag: str, by: By) -> bool:
         await trio.lowlevel.checkpoint()
         found = self.content.get(repository)
-        if found is None or found.tags.pop(tag, None) is None:
+        if found is None or tag not in found.tags:
             return False
+        self._refuse_immutable(repository, [tag])
+        del found.tags[tag]
         self.written.append((by, "tag.delete", repository))
         return True
 
     async def delete_manifest(self, repository: str, digest: Digest, by: By) -> bool:
         await trio.lowlevel.checkpoint()
         found = self.content.get(repository)
-        if found is None or found.manifests.pop(digest, None) is None:
+        if found is None or digest not in found.manifests:
             return False
+        self._refuse_immutable(repository, [tag for tag, target in found.tags.items() if target == digest])
+        del found.manifests[digest]
         found.tags = {tag: target for tag, target in found.tags.items() if target != digest}
         self.written.append((by, "manifest.delete", repository))
         return True

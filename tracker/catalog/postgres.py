@@ -14,6 +14,8 @@ from tracker.catalog import blob_rows, removal
 from tracker.catalog.base import BlobHere, ManifestRecord, NewManifest, Referrer, Sign
 from tracker.catalog.keys import digest_key as _key
 from tracker.catalog.keys import key_digest as _digest
+from tracker.catalog.policies import QuotaExceeded, never_moves
+from tracker.catalog.policies_postgres import PostgresPolicies, immutable
 from tracker.catalog.sessions import Lease
 from tracker.catalog.sessions_postgres import PostgresSessions
 from tracker.catalog.trail import By, record
@@ -83,6 +85,11 @@ _PUT_TAG: Final = """
 insert into tags (repository_id, name, manifest_id) values (%s, %s, %s)
 on conflict (repository_id, name) do update set manifest_id = excluded.manifest_id, updated_at = now()
 """
+# Whoever comes second with another manifest finds no row, also if the first one is being committed only now.
+_PUT_IMMUTABLE_TAG: Final = """
+insert into tags (repository_id, name, manifest_id) values (%s, %s, %s)
+on conflict (repository_id, name) do update set updated_at = now() where tags.manifest_id = excluded.manifest_id
+"""
 
 
 def _after(text: str) -> str:
@@ -106,6 +113,7 @@ class PostgresCatalog:
     def __init__(self, db: Db) -> None:
         self._db = db
         self.sessions = PostgresSessions(db)
+        self.policies = PostgresPolicies(db)
 
     async def add_blob(
         self,
@@ -117,10 +125,18 @@ class PostgresCatalog:
         upload: Lease | None = None,
         lost: str | None = None,
     ) -> str:
-        return await self._db.tx(blob_rows.add_blob, repository, blob, name, by, upload, lost, retry=True)
+        try:
+            return await self._db.tx(blob_rows.add_blob, repository, blob, name, by, upload, lost, retry=True)
+        except QuotaExceeded as err:
+            await self.policies.exceeded(repository, err, by)
+            raise
 
     async def mount_blob(self, repository: str, digest: Digest, source: str | None, by: By) -> BlobRef | None:
-        return await self._db.tx(blob_rows.mount_blob, repository, digest, source, by, retry=True)
+        try:
+            return await self._db.tx(blob_rows.mount_blob, repository, digest, source, by, retry=True)
+        except QuotaExceeded as err:
+            await self.policies.exceeded(repository, err, by)
+            raise
 
     async def blob(self, repository: str, digest: Digest, *, renew: bool = False) -> BlobHere | None:
         if renew:
@@ -209,8 +225,11 @@ def _put_manifest(
     )
     _replace(connection, "manifest_children", "parent_id", "child_id", (repository_id, manifest_id), children)
     # In one order everywhere, so that two pushes of the same tags cannot wait for each other.
+    fixed = immutable(connection, repository, tags)
     for tag in sorted(set(tags)):
-        connection.execute(_PUT_TAG, (repository_id, tag, manifest_id))
+        statement = _PUT_IMMUTABLE_TAG if tag in fixed else _PUT_TAG
+        if connection.execute(statement.encode(), (repository_id, tag, manifest_id)).rowcount == 0:
+            raise never_moves(repository, tag)
     detail = {"media_type": row[0], "size": len(manifest.body), "tags": sorted(set(tags))}
     one = next(iter(tags)) if len(tags) == 1 else None
     record(connection, by, "manifest.push", repository, reference=one, digest=str(manifest.digest), detail=detail)

@@ -12,6 +12,7 @@ from psycopg.errors import ForeignKeyViolation
 from p2pregistry.digest import Digest
 from tracker.catalog.base import still_referred_to
 from tracker.catalog.keys import digest_key
+from tracker.catalog.policies_postgres import refuse_immutable
 from tracker.catalog.trail import By, record
 from tracker.catalog.usage import unlinked
 from tracker.db import Connection
@@ -42,6 +43,7 @@ def delete_tag(connection: Connection, repository: str, tag: str, by: By) -> boo
     row = connection.execute(_TAG, (repository, tag)).fetchone()
     if row is None:
         return False
+    refuse_immutable(connection, repository, [tag])
     record(connection, by, "tag.delete", repository, reference=tag, digest=row[0])
     return True
 
@@ -49,6 +51,7 @@ def delete_tag(connection: Connection, repository: str, tag: str, by: By) -> boo
 def delete_manifest(connection: Connection, repository: str, digest: Digest, by: By) -> bool:
     """See Catalog. A tag that another transaction points at the manifest meanwhile makes one of the two fail."""
     tags = sorted(name for (name,) in connection.execute(_TAGS_OF, (repository, digest_key(digest))).fetchall())
+    refuse_immutable(connection, repository, tags)
     if connection.execute(_MANIFEST, (repository, digest_key(digest))).rowcount == 0:
         return False
     record(connection, by, "manifest.delete", repository, digest=str(digest), detail={"tags": tags})

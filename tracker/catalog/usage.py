@@ -27,6 +27,14 @@ where b.id = any(%s::bigint[]) and not exists (
         and (r.name = %s or (r.name > %s || '/' and r.name < %s || '0'))
 )
 """
+# Of these blobs, those that no repository of the namespace has.
+_NONE: Final = """
+select coalesce(sum(b.size), 0)::bigint from blobs b
+where b.id = any(%s::bigint[]) and not exists (
+    select from repository_blobs rb join repositories r on r.id = rb.repository_id
+    where rb.blob_id = b.id and (r.name = %s or (r.name > %s || '/' and r.name < %s || '0'))
+)
+"""
 _ADD: Final = "update namespaces set used = greatest(0, used + %s) where name = %s returning used"
 _RECOUNT: Final = """
 update namespaces set used = (
@@ -57,8 +65,17 @@ def linked(connection: Connection, repository_id: int, blob_id: int) -> Usage:
 
 def unlinked(connection: Connection, repository_id: int, blob_ids: Iterable[int]) -> Usage:
     """To be called once these rows of ``repository_blobs`` have been deleted, and before the repository or the blobs
-    are. Of several repositories in one transaction: in the order of their namespaces."""
+    are. Of one repository in a transaction; of several see ``released``."""
     return _changed(connection, repository_id, list(blob_ids), -1)
+
+
+def released(connection: Connection, namespace: str, blob_ids: Iterable[int]) -> Usage:
+    """To be called once links of these blobs to any repositories of the namespace have been deleted, each blob named
+    once, and before the blobs are. Of several namespaces in one transaction: in the order of their names."""
+    used, quota = _locked(connection, namespace)
+    found = connection.execute(_NONE, (list(blob_ids), namespace, namespace, namespace)).fetchone()
+    assert found is not None
+    return _add(connection, Usage(namespace, used, quota, -int(found[0])))
 
 
 def recount(connection: Connection, namespace: str) -> Usage:
@@ -77,12 +94,16 @@ def _changed(connection: Connection, repository_id: int, blob_ids: list[int], si
     used, quota = _locked(connection, namespace)
     found = connection.execute(_ONLY, (blob_ids, repository_id, namespace, namespace, namespace)).fetchone()
     assert found is not None
-    change = sign * int(found[0])
-    if change == 0:
-        return Usage(namespace, used, quota, 0)
-    after = connection.execute(_ADD, (change, namespace)).fetchone()
+    return _add(connection, Usage(namespace, used, quota, sign * int(found[0])))
+
+
+def _add(connection: Connection, usage: Usage) -> Usage:
+    """The usage after its change."""
+    if usage.change == 0:
+        return usage
+    after = connection.execute(_ADD, (usage.change, usage.namespace)).fetchone()
     assert after is not None
-    return Usage(namespace, int(after[0]), quota, change)
+    return Usage(usage.namespace, int(after[0]), usage.quota, usage.change)
 
 
 def _locked(connection: Connection, namespace: str) -> tuple[int, int | None]:
