@@ -59,7 +59,7 @@ class TrackerPeerApi:
     """The handler of the tracker's peer listener. ``swarm`` is asked at each request: addresses may change.
 
     ``named`` is this process's memory of what claims name; without ``announces`` they are kept in memory. ``pulled`` is
-    told of each manifest that a node resolves: repository, tag if it was asked for by one, digest.
+    told of each manifest that a node resolves: repository, tag if it was asked for by one, digest, true.
     """
 
     def __init__(
@@ -71,7 +71,7 @@ class TrackerPeerApi:
         *,
         named: Named | None = None,
         announces: Announces | None = None,
-        pulled: Callable[[str, str | None, Digest], None] = lambda _repository, _tag, _digest: None,
+        pulled: Callable[[str, str | None, Digest, bool], None] = lambda _repository, _tag, _digest, _whole: None,
     ) -> None:
         self._catalog = catalog
         self._blobs = blobs
@@ -179,7 +179,7 @@ class TrackerPeerApi:
         record = await self._catalog.manifest(repository, parse_reference(reference))
         if record is None:
             raise NotFound("MANIFEST_UNKNOWN", "this repository has no such manifest")
-        self._pulled(repository, None if ":" in reference else reference, record.digest)
+        self._pulled(repository, None if ":" in reference else reference, record.digest, True)
         document = {
             "digest": str(record.digest),
             "media_type": record.media_type,

@@ -35,8 +35,8 @@ from tracker.uploads import Uploads
 
 #: Turns a claim into a signed token.
 SignClaim = Callable[[ManifestClaim], str]
-#: Told of each pull of a manifest: repository, tag if it was asked for by one, digest.
-Pulled = Callable[[str, str | None, Digest], None]
+#: Told of each manifest that is asked for: repository, tag if it was asked for by one, digest, whether it is sent.
+Pulled = Callable[[str, str | None, Digest, bool], None]
 
 _API_VERSION: Final[tuple[str, str]] = ("Docker-Distribution-Api-Version", "registry/2.0")
 _READS: Final = ("GET", "HEAD")
@@ -57,7 +57,7 @@ class RegistryApi:
         account: Account | None = None,
         anonymous_pull: bool = True,
         manifest_limit: int = MANIFEST_LIMIT,
-        pulled: Pulled = lambda _repository, _tag, _digest: None,
+        pulled: Pulled = lambda _repository, _tag, _digest, _whole: None,
     ) -> None:
         self._catalog = catalog
         self._objects = objects
@@ -188,12 +188,14 @@ class RegistryApi:
         if found is None:
             raise NotFound("MANIFEST_UNKNOWN", "this repository has no such manifest", detail={"reference": reference})
         headers = _manifest_headers(found)
-        if _unchanged(request, found.digest):
+        unchanged, head = _unchanged(request, found.digest), request.method == "HEAD"
+        # who asks for a tag and takes the manifest by its digest uses the tag, too
+        self._pulled(repository, None if ":" in reference else reference, found.digest, not unchanged and not head)
+        if unchanged:
             return Response(304, headers)
-        if request.method == "HEAD":
+        if head:
             return Response(200, [*headers, ("Content-Length", str(len(found.body)))])
         count_served("client")(len(found.body))
-        self._pulled(repository, None if ":" in reference else reference, found.digest)
         return Response(200, headers, found.body)
 
     async def _put_manifest(self, repository: str, reference: str, request: Request) -> Response:

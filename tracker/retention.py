@@ -16,7 +16,7 @@ from tracker.globs import matches
 @dataclass(frozen=True, slots=True)
 class Rule:
     """``repositories`` and ``tags``: globs. What is kept: the ``keep_last`` tags that were pushed last; those that were
-    pushed, or pulled, within so many seconds. None: no such condition. Raises ValueError without any."""
+    pushed, or pulled or pushed, within so many seconds. None: no such condition. Raises ValueError without any."""
 
     id: int
     repositories: str
@@ -38,6 +38,11 @@ class Tagged:
     pushed_at: datetime
     pulled_at: datetime | None
 
+    @property
+    def used_at(self) -> datetime:
+        """The later of the two."""
+        return self.pushed_at if self.pulled_at is None else max(self.pushed_at, self.pulled_at)
+
 
 def to_go(repository: str, tags: Sequence[Tagged], rules: Iterable[Rule], now: datetime) -> list[str]:
     """The tags of the repository that go, in order."""
@@ -51,9 +56,10 @@ def to_go(repository: str, tags: Sequence[Tagged], rules: Iterable[Rule], now: d
         covered.update(tag.name for tag in mine)
         kept.update(tag.name for tag in mine[: rule.keep_last or 0])
         kept.update(tag.name for tag in mine if _within(tag.pushed_at, rule.pushed_within, now))
-        kept.update(tag.name for tag in mine if _within(tag.pulled_at, rule.pulled_within, now))
+        # one that was pushed a moment ago has had no time to be pulled
+        kept.update(tag.name for tag in mine if _within(tag.used_at, rule.pulled_within, now))
     return sorted(covered - kept)
 
 
-def _within(at: datetime | None, seconds: float | None, now: datetime) -> bool:
-    return at is not None and seconds is not None and now - at <= timedelta(seconds=seconds)
+def _within(at: datetime, seconds: float | None, now: datetime) -> bool:
+    return seconds is not None and now - at <= timedelta(seconds=seconds)

@@ -6,6 +6,7 @@ Any number of trackers may run them at the same time without harm; that only one
 from __future__ import annotations
 
 import hashlib
+import math
 import secrets
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -19,16 +20,18 @@ from p2pregistry.digest import Digest
 from p2pregistry.errors import LocalError, NotFound, RegistryError, RequestError
 from p2pregistry.objects.base import ObjectStore
 from p2pregistry.observe import logger
-from tracker.catalog.base import Catalog
+from tracker.catalog.base import TOUCH, Catalog
 from tracker.catalog.garbage import Garbage, Kind
 from tracker.catalog.garbage import Stored as Scrubbed
 from tracker.catalog.trail import SYSTEM, By
-from tracker.retention import to_go
+from tracker.retention import Tagged, to_go
 
 #: Rows in one transaction: short, so that nobody waits for it.
 BATCH: Final = 500
 #: An object that nothing knows of must be older than this to go, in seconds: somebody may be about to record it.
 ORPHAN: Final = 86400.0
+#: Seconds between two searches for such objects by itself.
+SEARCH_EVERY: Final = 86400.0
 #: Seconds between two times that pulls are written down, and counts that are kept at most until then.
 PULLS_EVERY: Final = 10.0
 _PULLS: Final = 20_000
@@ -57,11 +60,12 @@ class Pulls:
     def __init__(self) -> None:
         self._counts: dict[tuple[str, str | None, Digest], int] = {}
 
-    def count(self, repository: str, tag: str | None, digest: Digest) -> None:
-        """Somebody pulled a manifest; more different ones than are kept are not counted."""
+    def count(self, repository: str, tag: str | None, digest: Digest, whole: bool) -> None:
+        """Somebody asked for a manifest, and got the ``whole`` of it or only heard that it is there, which keeps it
+        too. More different ones than are kept are not counted."""
         key = (repository, tag, digest)
         if key in self._counts or len(self._counts) < _PULLS:
-            self._counts[key] = self._counts.get(key, 0) + 1
+            self._counts[key] = self._counts.get(key, 0) + whole
 
     def take(self) -> list[tuple[str, str | None, Digest, int]]:
         """All of them, which are counted anew from here."""
@@ -86,6 +90,7 @@ class Sweeper:
         self._catalog, self._garbage, self._objects = catalog, garbage, objects
         self._pace, self._now, self._draw = pace, now, draw
         self.pulls = pulls or Pulls()
+        self._searched = -math.inf
 
     async def run(self) -> None:
         """For ever. What was pulled is written down at the end too."""
@@ -104,7 +109,11 @@ class Sweeper:
 
     async def collect(self, *, dry_run: bool = False, every: float | None = None) -> dict[str, int] | None:
         """A collection; what it came to. With ``every``: None if there was one so lately. Raises LocalError."""
-        return await self._recorded("collect", dry_run, every, lambda: self._collect(dry_run))
+        search = every is None or trio.current_time() - self._searched > SEARCH_EVERY
+        done = await self._recorded("collect", dry_run, every, lambda: self._collect(dry_run, search))
+        if done is not None and search and not dry_run:
+            self._searched = trio.current_time()
+        return done
 
     async def retain(self, by: By, *, dry_run: bool = False, every: float | None = None) -> dict[str, list[str]] | None:
         """Remove the tags that rules let go; by repository. Raises LocalError."""
@@ -161,10 +170,11 @@ class Sweeper:
 
     # ------------------------------------------------------------------------------------------------------- collect
 
-    async def _collect(self, dry_run: bool) -> dict[str, int]:
+    async def _collect(self, dry_run: bool, search: bool) -> dict[str, int]:
+        """``search``: also for objects that nothing knows of, which means listing the store."""
         pace = self._pace
         if dry_run:
-            found = await self._garbage.forecast(pace.grace, pace.untagged)
+            found = await self._garbage.forecast(pace.grace + TOUCH, pace.untagged)
             loose = [name async for name in self._orphans()]
             return {
                 "manifests": found.manifests,
@@ -177,13 +187,14 @@ class Sweeper:
         if pace.untagged is not None:
             untagged = pace.untagged
             manifests = await _all(lambda: self._garbage.drop_manifests(untagged, BATCH, SYSTEM))
-        links = await _all(lambda: self._garbage.unlink(pace.grace, BATCH))
+        links = await _all(lambda: self._garbage.unlink(pace.grace + TOUCH, BATCH))
         blobs = await _all(lambda: self._garbage.condemn(BATCH))
         objects, freed = await self._delete_condemned()
         orphans = 0
-        async for name in self._orphans():
-            await self._objects.delete(name)
-            orphans += 1
+        if search:
+            async for name in self._orphans():
+                await self._objects.delete(name)
+                orphans += 1
         return {
             "manifests": manifests,
             "links": links,
@@ -196,12 +207,20 @@ class Sweeper:
     async def _delete_condemned(self) -> tuple[int, int]:
         """Objects and bytes that went."""
         count = freed = 0
-        while names := await self._garbage.condemned(BATCH):
+        failed: list[str] = []
+        while names := await self._garbage.condemned(BATCH, failed):
             done: list[str] = []
             try:
                 for name in names:
-                    await self._objects.delete(name)
-                    done.append(name)
+                    try:
+                        await self._objects.delete(name)
+                        done.append(name)
+                    except LocalError as err:
+                        # one that cannot go, because it is locked for example, must not keep the others
+                        _log.warning("an object could not be removed", object=name, error=err.message)
+                        failed.append(name)
+                    if len(failed) >= BATCH:
+                        raise LocalError("the store removes nothing")
             finally:
                 if done:
                     freed += await self._garbage.forget(done)
@@ -230,17 +249,19 @@ class Sweeper:
         now, after = datetime.fromtimestamp(self._now(), UTC), ""
         while names := await self._catalog.repositories(after=after, limit=BATCH):
             for name in names:
-                tags = to_go(name, await self._garbage.tagged(name), rules, now)
-                removed = [tag for tag in tags if dry_run or await self._remove(name, tag, by)]
+                tags = await self._garbage.tagged(name)
+                leaving = set(to_go(name, tags, rules, now))
+                mine = [tag for tag in tags if tag.name in leaving]
+                removed = [tag.name for tag in mine if dry_run or await self._remove(name, tag, by)]
                 if removed:
                     gone[name] = removed
             after = names[-1]
 
-    async def _remove(self, repository: str, tag: str, by: By) -> bool:
+    async def _remove(self, repository: str, tag: Tagged, by: By) -> bool:
         try:
-            return await self._catalog.delete_tag(repository, tag, by)
+            return await self._garbage.let_go(repository, tag, by)
         except RequestError as err:  # it is immutable: kept, whatever the rules say
-            _log.info("a tag is kept", repository=repository, tag=tag, why=err.message)
+            _log.info("a tag is kept", repository=repository, tag=tag.name, why=err.message)
             return False
 
     # --------------------------------------------------------------------------------------------------------- scrub
@@ -261,15 +282,22 @@ class Sweeper:
         return figures
 
     async def _sound(self, one: Scrubbed) -> bool:
-        hasher = hashlib.new(one.digest.algorithm)
-        try:
-            opened = await self._objects.open(one.object, one.size)
-        except NotFound:
-            return False
-        except LocalError:
-            if await self._objects.size(one.object) != one.size:
+        """Raises LocalError where the store itself fails; an object that cannot be read twice is not sound."""
+        for attempt in range(2):
+            try:
+                return await self._reads_right(one)
+            except NotFound:
                 return False
-            raise
+            except LocalError as err:
+                await self._objects.check()
+                _log.warning("a blob could not be read", digest=str(one.digest), error=err.message, attempt=attempt + 1)
+        return False
+
+    async def _reads_right(self, one: Scrubbed) -> bool:
+        if await self._objects.size(one.object) != one.size:
+            return False
+        hasher = hashlib.new(one.digest.algorithm)
+        opened = await self._objects.open(one.object, one.size)
         try:
             for offset in range(0, one.size, _READ):
                 data = await opened.read_at(offset, min(_READ, one.size - offset))
@@ -277,8 +305,6 @@ class Sweeper:
                     return False
                 await trio.to_thread.run_sync(hasher.update, data)
                 await trio.sleep(len(data) / self._pace.scrub_rate)
-        except NotFound:
-            return False
         finally:
             opened.close()
         return hasher.digest() == one.digest.raw

@@ -32,6 +32,7 @@ AGE = (
     "update repository_blobs set touched_at = touched_at - %s * interval '1 second'",
     "update repository_manifests set pushed_at = pushed_at - %s * interval '1 second'",
     "update repository_manifests set pulled_at = pulled_at - %s * interval '1 second'",
+    "update tags_left set at = at - %s * interval '1 second'",
     "update tags set updated_at = updated_at - %s * interval '1 second'",
     "update blobs set scrubbed_at = scrubbed_at - %s * interval '1 second'",
 )
@@ -228,7 +229,7 @@ async def test_collectors_and_clients_at_the_same_time(database: str) -> None:
                     del there[repository, new.digest]
 
         async def collector() -> None:
-            sweeper = Sweeper(both.catalog, both.garbage, objects, Pace(grace=-1.0))
+            sweeper = Sweeper(both.catalog, both.garbage, objects, Pace(grace=-100.0))
             while True:
                 await sweeper.collect()
 
@@ -246,7 +247,7 @@ async def test_collectors_and_clients_at_the_same_time(database: str) -> None:
             assert here is not None
             opened_ = await objects.open(here.object, one.size)
             assert await opened_.read_at(0, one.size) == b"blob %d" % BLOBS.index(one)
-        await Sweeper(both.catalog, both.garbage, objects, Pace(grace=-1.0)).collect()
+        await Sweeper(both.catalog, both.garbage, objects, Pace(grace=-100.0)).collect()
         with psycopg.connect(database) as connection:
             used = connection.execute("select coalesce(sum(used), 0) from namespaces").fetchone()
             counted = connection.execute(

@@ -171,11 +171,12 @@ async def test_pulls_are_counted_together_and_not_lost_at_the_end(autojump_clock
     async with trio.open_nursery() as nursery:
         nursery.start_soon(registry.sweeper.run)
         for _ in range(5):
-            registry.sweeper.pulls.count("a", "1", digest)
-        registry.sweeper.pulls.count("a", None, digest)
+            registry.sweeper.pulls.count("a", "1", digest, True)
+        registry.sweeper.pulls.count("a", None, digest, True)
+        registry.sweeper.pulls.count("a", "1", digest, False)
         await trio.sleep(15)
         assert registry.garbage.counts == {("a", digest): 6}
-        registry.sweeper.pulls.count("a", "1", digest)
+        registry.sweeper.pulls.count("a", "1", digest, True)
         nursery.cancel_scope.cancel()
     assert registry.garbage.counts == {("a", digest): 7}
 
@@ -183,7 +184,7 @@ async def test_pulls_are_counted_together_and_not_lost_at_the_end(autojump_clock
 def test_pulls_take_no_more_memory_than_that() -> None:
     pulls = Pulls()
     for number in range(30_000):
-        pulls.count("a", str(number), Digest.of(b"x"))
+        pulls.count("a", str(number), Digest.of(b"x"), True)
     assert len(pulls.take()) == 20_000
     assert pulls.take() == []
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Final, Protocol
 
 from p2pregistry.content.metainfo import BlobRef, Metainfo
 from p2pregistry.digest import Digest
@@ -73,6 +73,10 @@ def still_referred_to(digest: Digest) -> RequestError:
 
 #: Signs a claim for a manifest; called with the blobs it may name, in the order of the manifest, without duplicates.
 Sign = Callable[[Sequence[BlobRef]], str]
+
+
+#: Seconds for which a blob that was touched is not touched again: what its grace may fall short of.
+TOUCH: Final = 60
 
 
 class Catalog(Protocol):

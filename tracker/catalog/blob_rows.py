@@ -11,7 +11,7 @@ from typing import Final
 
 from p2pregistry.content.metainfo import BlobRef, Metainfo
 from p2pregistry.digest import Digest
-from tracker.catalog.base import BlobHere
+from tracker.catalog.base import TOUCH, BlobHere
 from tracker.catalog.keys import digest_key, key_digest
 from tracker.catalog.policies import Quota, check_room
 from tracker.catalog.sessions import Lease, unknown
@@ -19,9 +19,6 @@ from tracker.catalog.sessions_postgres import end_upload
 from tracker.catalog.trail import By, record
 from tracker.catalog.usage import linked
 from tracker.db import Connection
-
-#: Seconds for which a touched row is not touched again: what a promise of the whole grace time may fall short of.
-TOUCH: Final = 60
 
 _HERE: Final = """
 select b.digest, b.size, b.root, b.object from blobs b

@@ -63,18 +63,18 @@ class Garbage(Protocol):
 
     async def drop_manifests(self, untagged: float, limit: int, by: By) -> int:
         """Remove manifests, ``limit`` at most, that have no tag, are in no index, are about no manifest that is there,
-        and that nobody has pushed or pulled for so long; how many."""
+        and that nobody has pushed, pulled or taken a tag from for so long; how many."""
 
     async def unlink(self, grace: float, limit: int) -> int:
         """Take blobs from repositories, ``limit`` at most, where no manifest refers to them and nobody touched them
-        for ``grace``; how many."""
+        for ``grace``; how many. None where an upload is open in the repository: its manifest is still to come."""
 
     async def condemn(self, limit: int) -> int:
         """Forget blobs, ``limit`` at most, that are in no repository, and condemn their objects; how many. Manifests
         that are in no repository go too, uncounted."""
 
-    async def condemned(self, limit: int) -> list[str]:
-        """Objects whose bytes are to go, oldest first."""
+    async def condemned(self, limit: int, but: Sequence[str] = ()) -> list[str]:
+        """Objects whose bytes are to go, oldest first, ``but`` these."""
 
     async def forget(self, objects: Sequence[str]) -> int:
         """Their bytes are gone; how many bytes they were."""
@@ -118,3 +118,7 @@ class Garbage(Protocol):
 
     async def tagged(self, repository: str) -> list[Tagged]:
         """All tags of a repository."""
+
+    async def let_go(self, repository: str, tag: Tagged, by: By) -> bool:
+        """Remove a tag that is still as it was seen; False if it was pushed or pulled since. Raises RequestError
+        (DENIED) if it is immutable."""

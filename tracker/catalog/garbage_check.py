@@ -226,3 +226,61 @@ async def objects_that_nothing_knows_of_are_told_apart(both: Both) -> None:
     await both.catalog.sessions.open("session", "a", limit=10)
     asked = [held, again, "u/se/session", "u/aa/nobody", "sha256/ab/abcd"]
     assert await both.garbage.unknown(asked) == {"u/aa/nobody", "sha256/ab/abcd"}
+
+
+@_case
+async def a_manifest_whose_tag_has_just_left_it_is_kept_for_a_while(both: Both) -> None:
+    moved = await _image(both, "a", b"moved", ONE, tag="latest")
+    deleted = await _image(both, "a", b"deleted", ONE, tag="v1")
+    await both.age(10 * GRACE)
+    await _image(both, "a", b"new", ONE, tag="latest")
+    await both.catalog.delete_tag("a", "v1", BY)
+    await both.age(GRACE - 10)
+    assert await both.garbage.drop_manifests(GRACE, 10, BY) == 0
+    await both.age(20)
+    assert await both.garbage.drop_manifests(GRACE, 10, BY) == 2
+    assert await both.catalog.manifest("a", moved) is None
+    assert await both.catalog.manifest("a", deleted) is None
+
+
+@_case
+async def pushing_a_manifest_again_renews_it(both: Both) -> None:
+    digest = await _image(both, "a", b"m", ONE)
+    await both.age(GRACE - 10)
+    await _image(both, "a", b"m", ONE)
+    await both.age(20)
+    assert await both.garbage.drop_manifests(GRACE, 10, BY) == 0
+    assert await both.catalog.manifest("a", digest) is not None
+
+
+@_case
+async def an_open_upload_keeps_what_was_pushed_before_it(both: Both) -> None:
+    await add(both.catalog, "a", ONE)
+    await add(both.catalog, "b", TWO)
+    session = await both.catalog.sessions.open("session", "a", limit=10, holder="process", lasts=1e6)
+    await both.age(GRACE + 1)
+    assert await both.garbage.unlink(GRACE, 10) == 1
+    assert await ref(both.catalog, "a", ONE.digest) == ONE.ref
+    assert await both.catalog.sessions.drop(session.lease)
+    assert await both.garbage.unlink(GRACE, 10) == 1
+
+
+@_case
+async def a_tag_that_was_used_since_it_was_seen_is_not_let_go(both: Both) -> None:
+    digest = await _image(both, "a", b"m", ONE, tag="1")
+    await _image(both, "a", b"n", ONE, tag="2")
+    await both.age(GRACE)
+    one, two = await both.garbage.tagged("a")
+    await both.garbage.pulled([("a", "1", digest, 1)])
+    assert not await both.garbage.let_go("a", one, BY)
+    assert await both.garbage.let_go("a", two, BY)
+    assert not await both.garbage.let_go("a", two, BY)
+    assert await both.catalog.tags("a") == ["1"]
+
+
+@_case
+async def objects_that_cannot_go_do_not_hide_others(both: Both) -> None:
+    for number in range(3):
+        await both.catalog.add_blob("a", ONE, f"u/aa/{number}", BY)
+    first = await both.garbage.condemned(1)
+    assert await both.garbage.condemned(10, first) == [name for name in ("u/aa/1", "u/aa/2") if name not in first]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 
 import trio
 
@@ -40,11 +40,12 @@ class MemoryGarbage:
         now, found = trio.current_time(), []
         for name, repository in self._catalog.content.items():
             for digest, stored in repository.manifests.items():
+                used = max(stored.used, repository.untagged.get(digest, stored.used))
                 listed = any(digest in one.pushed.manifests for one in repository.manifests.values())
                 about = stored.pushed.subject in repository.manifests
                 if digest in repository.tags.values() or listed or about:
                     continue
-                if now - stored.used > untagged:
+                if now - used > untagged:
                     found.append((name, repository, digest))
         return found
 
@@ -57,6 +58,7 @@ class MemoryGarbage:
             for name, repository in self._catalog.content.items()
             for digest, touched in repository.blobs.items()
             if now - touched > grace
+            and not self._catalog.sessions.open_in(name)
             and not any(digest in one.blobs for key, one in repository.manifests.items() if (name, key) not in gone)
         ]
 
@@ -76,10 +78,10 @@ class MemoryGarbage:
             self._catalog.condemned[kept.object] = kept.metainfo.size
         return len(loose)
 
-    async def condemned(self, limit: int) -> list[str]:
+    async def condemned(self, limit: int, but: Sequence[str] = ()) -> list[str]:
         await trio.lowlevel.checkpoint()
         used = {kept.object for kept in self._catalog.blobs.values()}
-        return [name for name in self._catalog.condemned if name not in used][:limit]
+        return [name for name in self._catalog.condemned if name not in used and name not in but][:limit]
 
     async def forget(self, objects: Sequence[str]) -> int:
         await trio.lowlevel.checkpoint()
@@ -182,6 +184,20 @@ class MemoryGarbage:
         found = self._catalog.content.get(repository, Repository())
         pulled = {tag: _at(at) for (name, tag), at in self._tags_pulled.items() if name == repository}
         return [Tagged(tag, _at(found.pushed[tag]), pulled.get(tag)) for tag in sorted(found.tags)]
+
+    async def let_go(self, repository: str, tag: Tagged, by: By) -> bool:
+        now = {one.name: one for one in await self.tagged(repository)}.get(tag.name)
+        if (
+            now is None
+            or (now.pulled_at is None) != (tag.pulled_at is None)
+            or abs(now.pushed_at - tag.pushed_at) > _SAME
+        ):
+            return False
+        return await self._catalog.delete_tag(repository, tag.name, by)
+
+
+#: Two conversions of one time of trio's clock differ by less.
+_SAME = timedelta(seconds=1)
 
 
 def _now() -> datetime:

@@ -12,6 +12,7 @@ from psycopg.types.json import Jsonb
 from p2pregistry.digest import Digest
 from tracker.catalog.garbage import Forecast, Kind, Run, Stored
 from tracker.catalog.keys import digest_key, key_digest
+from tracker.catalog.removal import delete_tag
 from tracker.catalog.trail import SYSTEM, By, record
 from tracker.catalog.usage import released
 from tracker.db import Connection, Db
@@ -20,7 +21,9 @@ from tracker.retention import Rule, Tagged
 # What keeps a manifest: a tag, an index that is there, a subject that is there, and having been used lately.
 _UNTAGGED: Final = """
 from repository_manifests rm
-where greatest(rm.pushed_at, rm.pulled_at) < now() - %s * interval '1 second'
+where greatest(rm.pushed_at, rm.pulled_at, (
+        select max(at) from tags_left l where l.repository_id = rm.repository_id and l.manifest_id = rm.manifest_id
+    )) < now() - %s * interval '1 second'
     and not exists (select from tags t where t.repository_id = rm.repository_id and t.manifest_id = rm.manifest_id)
     and not exists (
         select from manifest_children c where c.repository_id = rm.repository_id and c.child_id = rm.manifest_id
@@ -45,10 +48,13 @@ delete from repository_manifests where (repository_id, manifest_id) in (
 returning (select name from repositories where id = repository_id),
     (select digest_text(digest) from manifests where id = manifest_id)
 """  # noqa: S608 - constants
+# An upload that is open in the repository keeps what was pushed before it: its manifest is still to come.
 _IDLE: Final = """
 from repository_blobs rb
 where rb.touched_at < now() - %s * interval '1 second' and not exists (
     select from manifest_blobs mb where mb.repository_id = rb.repository_id and mb.blob_id = rb.blob_id
+) and not exists (
+    select from uploads u join repositories r on r.name = u.repository where r.id = rb.repository_id
 )
 """
 _FIND_IDLE: Final = f"select rb.repository_id, rb.blob_id {_IDLE} limit %s for update skip locked"
@@ -81,8 +87,11 @@ delete from manifests m where id = any(%s::bigint[])
     and not exists (select from repository_manifests where manifest_id = m.id)
 """
 # An object that holds a blob is never given out, however it came to be condemned.
+# Nobody keeps untagged manifests for longer.
+_FORGET_TAGS: Final = "delete from tags_left where at < now() - interval '400 days'"
 _CONDEMNED: Final = """
-select object from condemned c where not exists (select from blobs b where b.object = c.object)
+select object from condemned c
+where not exists (select from blobs b where b.object = c.object) and object <> all(%s::text[])
 order by condemned_at limit %s
 """
 _FORGET: Final = "delete from condemned where object = any(%s::text[]) returning size"
@@ -94,6 +103,8 @@ with leaving as (select rm.repository_id, rm.manifest_id {_UNTAGGED}), doomed as
             and not exists (
                 select from leaving l where l.repository_id = mb.repository_id and l.manifest_id = mb.manifest_id
             )
+    ) and not exists (
+        select from uploads u join repositories r on r.name = u.repository where r.id = rb.repository_id
     )
 ), loose as (
     select b.id, b.size from blobs b where not exists (
@@ -157,6 +168,12 @@ where r.name = %s order by t.name
 """
 
 
+_TAG_LOCKED: Final = """
+select t.updated_at, t.pulled_at from tags t join repositories r on r.id = t.repository_id
+where r.name = %s and t.name = %s for update of t
+"""
+
+
 class PostgresGarbage:
     """``Garbage`` on a database that ``tracker.catalog.migrate`` has prepared."""
 
@@ -172,8 +189,8 @@ class PostgresGarbage:
     async def condemn(self, limit: int) -> int:
         return await self._db.tx(_condemn, limit)
 
-    async def condemned(self, limit: int) -> list[str]:
-        return await self._db.query(_condemned, limit)
+    async def condemned(self, limit: int, but: Sequence[str] = ()) -> list[str]:
+        return await self._db.query(_condemned, limit, list(but))
 
     async def forget(self, objects: Sequence[str]) -> int:
         return await self._db.tx(_forget, list(objects), retry=True)
@@ -217,6 +234,9 @@ class PostgresGarbage:
     async def tagged(self, repository: str) -> list[Tagged]:
         return await self._db.query(_tagged, repository)
 
+    async def let_go(self, repository: str, tag: Tagged, by: By) -> bool:
+        return await self._db.tx(_let_go, repository, tag, by)
+
 
 def _execute(connection: Connection, statement: str, values: tuple[object, ...]) -> int:
     return connection.execute(statement.encode(), values).rowcount
@@ -255,6 +275,7 @@ def _unlink(connection: Connection, grace: float, limit: int) -> int:
 
 
 def _condemn(connection: Connection, limit: int) -> int:
+    connection.execute(_FORGET_TAGS)
     loose = [row[0] for row in connection.execute(_FIND_LOOSE_MANIFESTS, (limit,)).fetchall()]
     if loose:
         connection.execute(_DROP_LOOSE_MANIFESTS, (loose,))
@@ -262,8 +283,8 @@ def _condemn(connection: Connection, limit: int) -> int:
     return len(connection.execute(_CONDEMN, (found,)).fetchall()) if found else 0
 
 
-def _condemned(connection: Connection, limit: int) -> list[str]:
-    return [name for (name,) in connection.execute(_CONDEMNED, (limit,)).fetchall()]
+def _condemned(connection: Connection, limit: int, but: list[str]) -> list[str]:
+    return [name for (name,) in connection.execute(_CONDEMNED, (but, limit)).fetchall()]
 
 
 def _forget(connection: Connection, objects: list[str]) -> int:
@@ -331,6 +352,12 @@ def _remove_rule(connection: Connection, rule: int, by: By) -> bool:
         return False
     record(connection, by, "retention.remove", detail={"rule": rule})
     return True
+
+
+def _let_go(connection: Connection, repository: str, tag: Tagged, by: By) -> bool:
+    row = connection.execute(_TAG_LOCKED, (repository, tag.name)).fetchone()
+    unchanged = row is not None and (row[0], row[1]) == (tag.pushed_at, tag.pulled_at)
+    return unchanged and delete_tag(connection, repository, tag.name, by)
 
 
 def _tagged(connection: Connection, repository: str) -> list[Tagged]:

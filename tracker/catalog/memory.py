@@ -41,12 +41,14 @@ class StoredManifest:
 
 @dataclass(slots=True)
 class Repository:
-    """``blobs``: when each was last touched, by trio's clock; ``pushed``: when each tag was."""
+    """``blobs``: when each was last touched, by trio's clock; ``pushed``: when each tag was;
+    ``untagged``: when a tag left a manifest."""
 
     blobs: dict[Digest, float] = field(default_factory=dict)
     manifests: dict[Digest, StoredManifest] = field(default_factory=dict)
     tags: dict[str, Digest] = field(default_factory=dict)
     pushed: dict[str, float] = field(default_factory=dict)
+    untagged: dict[Digest, float] = field(default_factory=dict)
 
 
 class MemoryCatalog:
@@ -181,6 +183,8 @@ class MemoryCatalog:
         found.manifests[manifest.digest] = StoredManifest(
             record, frozenset(blobs), self._claims, manifest, trio.current_time()
         )
+        left = {found.tags[tag] for tag in tags if tag in found.tags} - {manifest.digest}
+        found.untagged.update(dict.fromkeys(left, trio.current_time()))
         found.tags.update(dict.fromkeys(tags, manifest.digest))
         found.pushed.update(dict.fromkeys(tags, trio.current_time()))
         self.written.append((by, "manifest.push", repository))
@@ -257,7 +261,7 @@ class MemoryCatalog:
         if found is None or tag not in found.tags:
             return False
         self._refuse_immutable(repository, [tag])
-        del found.tags[tag]
+        found.untagged[found.tags.pop(tag)] = trio.current_time()
         self.written.append((by, "tag.delete", repository))
         return True
 

@@ -78,7 +78,8 @@ _PUT_MANIFEST: Final = """
 insert into repository_manifests (
     repository_id, manifest_id, media_type, claim, claim_number, subject, artifact_type, annotations
 ) values (%s, %s, %s, %s, nextval('claim_numbers'), %s, %s, %s)
-on conflict (repository_id, manifest_id) do update set claim = excluded.claim, claim_number = excluded.claim_number
+on conflict (repository_id, manifest_id) do update
+set claim = excluded.claim, claim_number = excluded.claim_number, pushed_at = now()
 returning media_type
 """
 _PUT_TAG: Final = """
@@ -267,12 +268,15 @@ def _unique(digests: Iterable[Digest]) -> list[Digest]:
 
 def _store_body(connection: Connection, manifest: NewManifest) -> int:
     key = _key(manifest.digest)
-    connection.execute(
-        "insert into manifests (digest, body) values (%s, %s) on conflict (digest) do nothing", (key, manifest.body)
-    )
-    row = connection.execute("select id from manifests where digest = %s for key share", (key,)).fetchone()
-    assert row is not None
-    return int(row[0])
+    for _ in range(2):
+        connection.execute(
+            "insert into manifests (digest, body) values (%s, %s) on conflict (digest) do nothing", (key, manifest.body)
+        )
+        row = connection.execute("select id from manifests where digest = %s for key share", (key,)).fetchone()
+        if row is not None:
+            return int(row[0])
+        # Collected just before it was locked.
+    raise RuntimeError("a manifest was removed while it was being stored")
 
 
 def _replace(

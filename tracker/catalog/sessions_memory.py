@@ -119,6 +119,10 @@ class MemorySessions:
         await trio.lowlevel.checkpoint()
         return len(self._rows)
 
+    def open_in(self, repository: str) -> bool:
+        """Whether an upload is open in the repository."""
+        return any(row.session.repository == repository for row in self._rows.values())
+
     def end(self, lease: Lease) -> bool:
         """What ``end_upload`` of sessions_postgres does, for the catalog that records the blob in the same step."""
         row = self._of(lease)
