@@ -27,7 +27,7 @@ from p2pregistry.serve.listen import open_listeners, open_unix_listener, serve
 from p2pregistry.serve.peer_api import Slots
 from p2pregistry.trust.claims import ManifestClaim, sign_manifest_claim
 from p2pregistry.trust.keys import TrackerKeys
-from tracker import garbage_admin, hook_admin, status_admin
+from tracker import garbage_admin, hook_admin, policy_admin, repo_admin, status_admin
 from tracker.accounts import Account
 from tracker.admin import AdminApi
 from tracker.announces import Desk
@@ -169,6 +169,8 @@ def _assemble(
             status_admin.routes(catalog.sessions, objects, lambda: probe.reason),
             hook_admin.routes(hooks),
             garbage_admin.routes(sweeper, garbage),
+            policy_admin.routes(catalog.policies),
+            repo_admin.routes(catalog, uploads),
         ),
     }
     return _Parts(handlers, (uploads.run, probe.run, announces.run, sweeper.run, _hook_runner(settings, hooks).run))

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from tracker.commands import garbage, hooks
+from tracker.commands import garbage, hooks, policies
 
 if TYPE_CHECKING:
     from tracker.settings import TrackerSettings
@@ -72,11 +72,29 @@ def migrate(config: Path | None, data_dir: str | None, database: str | None, set
     click.echo("the database is up to date", err=True)
 
 
+for _group in (policies.quota, policies.immutable, policies.repo, policies.upload):
+    tracker.add_command(_group)
+tracker.add_command(policies.status)
 tracker.add_command(garbage.gc)
 tracker.add_command(garbage.retention)
 tracker.add_command(garbage.scrub)
 tracker.add_command(hooks.webhook)
 tracker.add_command(hooks.audit)
+
+
+@tracker.group("config")
+def config_group() -> None:
+    """The settings, without starting anything."""
+
+
+@config_group.command()
+@_config
+@_data_dir
+@_sets
+def check(config: Path | None, data_dir: str | None, sets: tuple[str, ...]) -> None:
+    """Say what is wrong with the settings; exit status 2 if anything is."""
+    _settings(config, {"tracker.data_dir": data_dir}, sets).check()
+    click.echo("the settings are in order")
 
 
 def _settings(config: Path | None, overrides: dict[str, object], sets: tuple[str, ...]) -> TrackerSettings:

@@ -27,8 +27,6 @@ from tracker.db import Connection, Db
 
 _QUOTAS: Final = "select name, quota, used from namespaces where name > %s order by name limit %s"
 _QUOTA: Final = "select quota, used from namespaces where name = %s and quota is not null"
-# Pushes to one namespace take turns from here to their commit, or two of them would both fit into the same room.
-_QUOTA_LOCKED: Final = f"{_QUOTA} for no key update"
 _BEFORE: Final = "select quota from namespaces where name = %s for no key update"
 _SET: Final = """
 insert into namespaces (name, quota) values (%s, %s)
@@ -75,14 +73,6 @@ class PostgresPolicies:
 
     async def immutable(self, repository: str, tags: Sequence[str]) -> set[str]:
         return await self._db.query(immutable, repository, tags)
-
-
-def check_quota(connection: Connection, repository: str, added_bytes: int) -> None:
-    """Whether the repository's namespace may hold so much more than its row says. Raises QuotaExceeded. The row stays
-    locked if there is a quota: to be called in the transaction that adds them, after everything else is locked."""
-    row = connection.execute(_QUOTA_LOCKED, (namespace_of(repository),)).fetchone()
-    if row is not None:
-        check_room(Quota(namespace_of(repository), row[0], row[1]), added_bytes)
 
 
 def immutable(connection: Connection, repository: str, tags: Sequence[str]) -> set[str]:
