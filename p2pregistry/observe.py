@@ -9,6 +9,7 @@ from __future__ import annotations
 import functools
 import logging
 import sys
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, Literal
 
 if TYPE_CHECKING:
@@ -21,7 +22,7 @@ ListenerName = Literal["pull", "registry", "peer"]
 SOURCES: Final[tuple[Source, ...]] = ("peer", "tracker", "ipfs", "upstream")
 RECEIVERS: Final[tuple[Receiver, ...]] = ("client", "peer")
 LISTENERS: Final[tuple[ListenerName, ...]] = ("pull", "registry", "peer")
-ROUTES: Final = ("base", "blobs", "manifests", "uploads", "tags", "p2p", "other")
+ROUTES: Final = ("base", "blobs", "manifests", "uploads", "tags", "referrers", "p2p", "other")
 STATUS_CLASSES: Final = ("2xx", "3xx", "4xx", "5xx")
 #: Seconds.
 DURATION_BUCKETS: Final = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 5.0, 30.0, 120.0)
@@ -146,6 +147,25 @@ def _listener_families() -> tuple[Any, Any, Any]:
     return requests, seconds, connections
 
 
+@dataclass(frozen=True, slots=True)
+class TrackerFigures:
+    """Gauges of a tracker: its connections to the database by state, and bytes that its store can still take."""
+
+    connections: Any
+    free: Any
+
+
+@functools.cache
+def tracker_figures() -> TrackerFigures:
+    """The one instance."""
+    from prometheus_client import Gauge
+
+    return TrackerFigures(
+        Gauge("p2pregistry_database_connections", "Connections to Postgres.", ["state"]),
+        Gauge("p2pregistry_store_free_bytes", "Bytes that the store of blobs can still take."),
+    )
+
+
 def route_class(path: str) -> str:
     """Which of ROUTES a path belongs to: a bounded label, whatever clients send."""
     if path.startswith("/v2/"):
@@ -158,6 +178,8 @@ def route_class(path: str) -> str:
             return "manifests"
         if path.endswith("/tags/list"):
             return "tags"
+        if "/referrers/" in path:
+            return "referrers"
         return "base" if path == "/v2/" else "other"
     return "p2p" if path.startswith("/p2p/") else "other"
 

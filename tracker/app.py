@@ -41,6 +41,7 @@ from tracker.catalog.postgres import PostgresCatalog
 from tracker.catalog.root import check_root
 from tracker.db import Connection, Db
 from tracker.embedded import embedded_postgres
+from tracker.face import Face
 from tracker.hook_runner import HookRunner
 from tracker.named import Named
 from tracker.peer_endpoints import Swarm, TrackerPeerApi
@@ -60,6 +61,8 @@ GRACE: Final = 10.0
 DEADLINE: Final = 30.0
 #: Seconds between two questions to the database whether it is there.
 PROBE: Final = 1.0
+
+_UNASKED: Final = "it has not been asked yet"
 
 _log = observe.logger(__name__)
 Ready = Callable[[dict[str, object]], None]
@@ -148,13 +151,15 @@ def _assemble(
         manifest_limit=settings.uploads.max_manifest_bytes,
         pulled=sweeper.pulls.count,
     )
-    probe = _Probe(db)
+    probe = _Probe(db, objects, settings.uploads.min_free)
     hooks = PostgresHooks(db)
     named = Named(catalog)
     announces = _announces(settings, db, named)
     slots = Slots(settings.peer.max_uploads, settings.peer.queue)
+    proxies = networks(settings.tracker.trusted_proxies)
+    log = settings.tracker.access_log
     handlers: dict[str, Handler] = {
-        "registry": registry,
+        "registry": Face(registry, listener="registry", trusted=proxies, access_log=log),
         "peer": TrackerPeerApi(
             catalog,
             Blobs(catalog, objects),
@@ -164,7 +169,7 @@ def _assemble(
             announces=announces,
             pulled=sweeper.pulls.count,
         ),
-        "metrics": health(lambda: probe.reason),
+        "metrics": health(lambda: probe.reason, lambda: probe.parts),
         "admin": AdminApi(
             status_admin.routes(catalog.sessions, objects, lambda: probe.reason),
             hook_admin.routes(hooks),
@@ -204,26 +209,60 @@ def _announces(settings: TrackerSettings, db: Db, named: Named) -> PostgresAnnou
 
 
 class _Probe:
-    """Whether the database answers; ``reason`` is why not, None if it does."""
+    """Whether the parts answer; ``reason`` is why the tracker cannot work, None if it can. With a full disk it still
+    serves what it has, so that is said but is no reason to take it away."""
 
-    def __init__(self, db: Db) -> None:
-        self.reason: str | None = None
-        self._db = db
+    def __init__(self, db: Db, objects: ObjectStore, min_free: int) -> None:
+        self.parts = {"database": "not asked yet", "store": "not asked yet", "disk": "not asked yet"}
+        self.database: str | None = _UNASKED
+        self._store: str | None = None
+        self._db, self._objects, self._min_free = db, objects, min_free
+
+    @property
+    def reason(self) -> str | None:
+        return self.database or self._store
 
     async def run(self) -> None:
         """Ask again and again, for ever."""
         while True:
-            try:
-                await self._db.query(_select_one)
-            except LocalError as err:
-                if self.reason is None:
-                    _log.warning("the database does not answer", error=err.message)
-                self.reason = "the database does not answer"
-            else:
-                if self.reason is not None:
-                    _log.info("the database answers again")
-                self.reason = None
+            self.database = self._changed("database", self.database, await self._ask(self._db.query, _select_one))
+            self._store = self._changed("store", self._store, await self._ask(self._objects.check))
+            await self._look_at_room()
             await trio.sleep(PROBE)
+
+    async def _ask(self, call: Callable[..., Awaitable[object]], *args: object) -> str | None:
+        try:
+            await call(*args)
+        except LocalError as err:
+            return err.message
+        return None
+
+    def _changed(self, part: str, before: str | None, failure: str | None) -> str | None:
+        self.parts[part] = failure or "ok"
+        if failure is None:
+            if before not in (None, _UNASKED):
+                _log.info(f"the {part} answers again")
+            return None
+        if before is None:
+            _log.warning(f"the {part} does not answer", error=failure)
+        return f"the {part} does not answer"
+
+    async def _look_at_room(self) -> None:
+        try:
+            free = await self._objects.room()
+        except LocalError as err:
+            self.parts["disk"] = err.message
+            return
+        figures = observe.tracker_figures()
+        used, size = self._db.figures()
+        figures.connections.labels("used").set(used)
+        figures.connections.labels("idle").set(size - used)
+        if free is None:
+            self.parts["disk"] = "no bound is known"
+            return
+        figures.free.set(free)
+        few = free < self._min_free
+        self.parts["disk"] = f"{free} bytes are free" + ("; pushes are refused" if few else "")
 
 
 def _select_one(connection: Connection) -> None:

@@ -83,6 +83,8 @@ class RegistryApi:
 
     async def _route(self, request: Request) -> Response:
         known = authenticate(self._account, request.header("authorization"))
+        if known and self._account is not None:
+            request.account = self._account.name
         route = parse_path(request.path)
         self._permit(route, request.method, known)
         methods = self._methods(route, request)
@@ -108,7 +110,7 @@ class RegistryApi:
         raise unauthorized("credentials are needed")
 
     def _by(self, request: Request) -> By:
-        return By("" if self._account is None else self._account.name, request.client)
+        return By("" if self._account is None else self._account.name, request.client, request.id)
 
     def _methods(self, route: Route, request: Request) -> dict[str, Callable[[], Awaitable[Response]]]:
         """What can be done at this path."""

@@ -31,6 +31,11 @@ class Tracker(Section, frozen=True):
         bool, Setting("Listen beyond loopback without TLS; anyone on the network can then read passwords and images.")
     ] = False
     swarm: Annotated[str, Setting("The swarm this tracker serves; nodes of different swarms never meet.")] = "default"
+    trusted_proxies: Annotated[
+        Texts,
+        Setting("Networks of proxies in front of the tracker, such as 10.0.0.0/24, whose X-Forwarded-For counts."),
+    ] = ()
+    access_log: Annotated[bool, Setting("Each request gets a line in the log.")] = True
     log_format: Annotated[Literal["console", "json"], Setting("How log lines are written to standard error.")] = "json"
     log_level: Annotated[
         Literal["debug", "info", "warning", "error"], Setting("The least severe log lines that are written.")
@@ -264,11 +269,8 @@ class TrackerSettings(Settings, frozen=True):
             raise SettingsError("$.database.dsn_file: database.dsn is set too; give one of them")
         if self.collection.grace < 300:
             raise SettingsError("$.collection.grace: less than 300 seconds would remove what clients are still pushing")
-        for index, text in enumerate(self.webhooks.allow_networks):
-            try:
-                ipaddress.ip_network(text)
-            except ValueError as err:
-                raise SettingsError(f"$.webhooks.allow_networks[{index}]: {text} is no network") from err
+        _check_networks("webhooks.allow_networks", self.webhooks.allow_networks)
+        _check_networks("tracker.trusted_proxies", self.tracker.trusted_proxies)
         if self.storage.kind == "s3":
             for name in ("endpoint", "bucket", "access_key", "secret_key_file"):
                 if getattr(self.s3, name) is None:
@@ -277,6 +279,14 @@ class TrackerSettings(Settings, frozen=True):
             raise SettingsError(
                 "$.auth.password_file: auth.username and auth.password_file are set together or not at all"
             )
+
+
+def _check_networks(path: str, texts: Texts) -> None:
+    for index, text in enumerate(texts):
+        try:
+            ipaddress.ip_network(text)
+        except ValueError as err:
+            raise SettingsError(f"$.{path}[{index}]: {text} is no network") from err
 
 
 def read_secret(path: str, setting: str) -> str:

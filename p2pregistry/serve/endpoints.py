@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 from p2pregistry import observe
 from p2pregistry.errors import NotFound, RequestError
@@ -11,8 +11,9 @@ from p2pregistry.serve.http import Handler, Request, Response
 _TEXT = ("Content-Type", "text/plain; charset=utf-8")
 
 
-def health(ready: Callable[[], str | None]) -> Handler:
-    """The handler. ``ready`` gives the reason why the program is not ready, None if it is."""
+def health(ready: Callable[[], str | None], parts: Callable[[], Mapping[str, str]] = dict) -> Handler:
+    """The handler. ``ready`` gives the reason why the program is not ready, None if it is; ``parts`` what is said of
+    each of its parts."""
 
     async def handle(request: Request) -> Response:
         if request.path not in ("/livez", "/readyz", "/metrics"):
@@ -22,9 +23,12 @@ def health(ready: Callable[[], str | None]) -> Handler:
         if request.path == "/metrics":
             kind, body = observe.exposition()
             return Response(200, [("Content-Type", kind)], body)
-        reason = ready() if request.path == "/readyz" else None
+        if request.path == "/livez":
+            return Response(200, [_TEXT], b"ok\n")
+        reason = ready()
+        lines = "".join(f"{name}: {state}\n" for name, state in parts().items())
         if reason is not None:
-            return Response(503, [_TEXT, ("Retry-After", "1")], f"not ready: {reason}\n".encode())
-        return Response(200, [_TEXT], b"ok\n")
+            return Response(503, [_TEXT, ("Retry-After", "1")], f"not ready: {reason}\n{lines}".encode())
+        return Response(200, [_TEXT], f"ok\n{lines}".encode())
 
     return handle

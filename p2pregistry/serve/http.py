@@ -41,6 +41,8 @@ class Request:
     client: str = ""  # address of the other end, for logs
     scheme: str = "http"
     gone: Callable[[], bool] = lambda: False  # whether the client has closed its side, so that no answer is wanted
+    id: str = ""  # to find it by in logs and in the audit log
+    account: str = ""  # whose credentials it has, once that is known
     path: str = field(init=False)
     query: tuple[tuple[str, str], ...] = field(init=False)
 
