@@ -215,7 +215,7 @@ class _Probe:
     def __init__(self, db: Db, objects: ObjectStore, min_free: int) -> None:
         self.parts = {"database": "not asked yet", "store": "not asked yet", "disk": "not asked yet"}
         self.database: str | None = _UNASKED
-        self._store: str | None = None
+        self._store: str | None = _UNASKED
         self._db, self._objects, self._min_free = db, objects, min_free
 
     @property
