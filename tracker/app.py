@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import random
+import ssl
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
@@ -25,6 +26,7 @@ from p2pregistry.serve.endpoints import health
 from p2pregistry.serve.http import Handler
 from p2pregistry.serve.listen import open_listeners, open_unix_listener, serve
 from p2pregistry.serve.peer_api import Slots
+from p2pregistry.serve.tls import Certificates
 from p2pregistry.trust.claims import ManifestClaim, sign_manifest_claim
 from p2pregistry.trust.keys import TrackerKeys
 from tracker import garbage_admin, hook_admin, policy_admin, repo_admin, status_admin
@@ -93,6 +95,7 @@ async def _live(settings: TrackerSettings, ready: Ready, stop: trio.Event) -> No
         listeners = await _listen(settings, data, stack)
         keys = await trio.to_thread.run_sync(TrackerKeys.load_or_create, Path(settings.keys.dir or data / "keys"))
         credentials = _credentials(settings)
+        certificates = _certificates(settings)
         db, _ = await stack.enter_async_context(_database(settings, data))
         await check_root(db, keys.root_public)
         objects = await stack.enter_async_context(open_objects(settings, data))
@@ -101,9 +104,12 @@ async def _live(settings: TrackerSettings, ready: Ready, stop: trio.Event) -> No
         async with trio.open_nursery() as nursery:
             for task in parts.tasks:
                 nursery.start_soon(task)
+            if certificates is not None:
+                nursery.start_soon(certificates.watch)
             async with trio.open_nursery() as servers:
                 for name, handler in parts.handlers.items():
-                    await servers.start(_serve, name, handler, listeners[name], stop)
+                    tls = certificates.context if certificates is not None and name == "registry" else None
+                    await servers.start(_serve, name, handler, listeners[name], stop, tls)
                 facts = _facts(settings, listeners, keys, credentials, router)
                 ready(facts)
                 urls = {key: facts[key] for key in ("url", "peer_url", "metrics_url")}
@@ -304,6 +310,11 @@ def _credentials(settings: TrackerSettings) -> tuple[str, str] | None:
     return auth.username, read_secret(auth.password_file, "auth.password_file")
 
 
+def _certificates(settings: TrackerSettings) -> Certificates | None:
+    cert, key = settings.tls.cert_file, settings.tls.key_file
+    return None if cert is None or key is None else Certificates(Path(cert), Path(key))
+
+
 async def _router(settings: TrackerSettings, data: Path, stack: AsyncExitStack) -> DhtRouter:
     from p2pregistry.routing.dht import DhtConfig, kad_protocol, open_dht  # half a second and 80 MB: not for --help
     from p2pregistry.routing.hello import Hello
@@ -355,17 +366,18 @@ async def _serve(
     handler: Handler,
     listeners: list[trio.SocketListener],
     stop: trio.Event,
+    tls: Callable[[], ssl.SSLContext] | None,
     task_status: Any,
 ) -> None:
     metrics = observe.listener_metrics(name) if name == "registry" or name == "peer" else None
-    await serve(handler, listeners, grace=GRACE, stop=stop, metrics=metrics, task_status=task_status)
+    await serve(handler, listeners, grace=GRACE, stop=stop, metrics=metrics, tls=tls, task_status=task_status)
 
 
-def _url(listeners: Sequence[trio.SocketListener]) -> str:
+def _url(listeners: Sequence[trio.SocketListener], scheme: str = "http") -> str:
     address, port = listeners[0].socket.getsockname()[:2]
     # a wildcard is no address to connect to
     host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(str(address), str(address))  # noqa: S104 - compared only
-    return f"http://{f'[{host}]' if ':' in host else host}:{port}"
+    return f"{scheme}://{f'[{host}]' if ':' in host else host}:{port}"
 
 
 def _facts(
@@ -377,7 +389,8 @@ def _facts(
 ) -> dict[str, object]:
     username, password = credentials or (None, None)
     return {
-        "url": settings.tracker.public_url or _url(listeners["registry"]),
+        "url": settings.tracker.public_url
+        or _url(listeners["registry"], "http" if settings.tls.cert_file is None else "https"),
         "peer_url": _url(listeners["peer"]),
         "metrics_url": _url(listeners["metrics"]),
         "pid": os.getpid(),

@@ -47,6 +47,20 @@ class Registry(Section, frozen=True):
     port: Annotated[Port, Setting("Port of the registry API (push and pull); 0 takes any free one.")] = 5050
 
 
+class Tls(Section, frozen=True):
+    cert_file: Annotated[
+        str | None,
+        Setting(
+            "The registry API's certificate and its chain, PEM; read again when it changes. Unset: plain HTTP.",
+            example="/etc/p2pregistry/tls.crt",
+        ),
+    ] = None
+    key_file: Annotated[
+        str | None,
+        Setting("The certificate's private key, PEM, without a password.", example="/etc/p2pregistry/tls.key"),
+    ] = None
+
+
 class Peer(Section, frozen=True):
     host: Annotated[str, Setting("Address the peer API listens on.")] = "127.0.0.1"
     port: Annotated[Port, Setting("Port of the peer API; 0 takes any free one.")] = 5051
@@ -236,6 +250,7 @@ class TrackerSettings(Settings, frozen=True):
 
     tracker: Tracker = msgspec.field(default_factory=Tracker)
     registry: Registry = msgspec.field(default_factory=Registry)
+    tls: Tls = msgspec.field(default_factory=Tls)
     peer: Peer = msgspec.field(default_factory=Peer)
     announces: Announces = msgspec.field(default_factory=Announces)
     libp2p: Libp2p = msgspec.field(default_factory=Libp2p)
@@ -255,12 +270,17 @@ class TrackerSettings(Settings, frozen=True):
         """Rules between values. Raises SettingsError."""
         if not self.registry.host:
             raise SettingsError("$.registry.host: at least one address is needed")
-        plain = [("registry.host", host) for host in self.registry.host] + [("peer.host", self.peer.host)]
+        if (self.tls.cert_file is None) != (self.tls.key_file is None):
+            raise SettingsError("$.tls.key_file: tls.cert_file and tls.key_file are set together or not at all")
+        plain = [("peer.host", self.peer.host)]
+        if self.tls.cert_file is None:
+            plain += [("registry.host", host) for host in self.registry.host]
         for path, host in plain:
             if not self.tracker.insecure and not _loopback(host):
                 raise SettingsError(
-                    f"$.{path}: {host} is reachable from other machines and the tracker speaks plain HTTP;"
-                    " put a TLS proxy in front, or set tracker.insecure = true on a network you trust"
+                    f"$.{path}: {host} is reachable from other machines and the tracker speaks plain HTTP there;"
+                    " set tls.cert_file (registry.host), put a TLS proxy in front, or set tracker.insecure = true"
+                    " on a network you trust"
                 )
         url = self.tracker.public_url
         if url is not None and not url.startswith(("http://", "https://")):

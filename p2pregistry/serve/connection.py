@@ -88,6 +88,7 @@ class Connection:
         self.idle = False
         self.endless = False  # what is being sent ends only when one side has had enough
         self.answering_since = math.inf
+        self.scheme = "http"
         self._raw = raw
         self._client = client
         self._handler = handler
@@ -152,7 +153,9 @@ class Connection:
 
     async def _answer(self, head: wire.Head) -> Response:
         try:
-            request = Request(head.method, head.target, head.headers, self._body, self._client, gone=self.client_gone)
+            request = Request(
+                head.method, head.target, head.headers, self._body, self._client, self.scheme, self.client_gone
+            )
             return await self._handler(request)
         except Exception as err:  # noqa: BLE001 - whatever a handler raises, its client gets an answer
             return answer_for(err, f"{head.method} {head.target.partition('?')[0]}")

@@ -13,8 +13,9 @@ import ipaddress
 import math
 import os
 import socket
+import ssl
 import stat
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -24,6 +25,7 @@ from p2pregistry.errors import LocalError
 from p2pregistry.observe import ListenerMetrics, logger
 from p2pregistry.serve.connection import Connection, Limits
 from p2pregistry.serve.http import Handler
+from p2pregistry.serve.tls import decrypt
 
 __all__ = ["Limits", "open_listeners", "open_unix_listener", "serve"]
 
@@ -160,14 +162,15 @@ async def serve(
     grace: float = 5.0,
     stop: trio.Event | None = None,
     metrics: ListenerMetrics | None = None,
+    tls: Callable[[], ssl.SSLContext] | None = None,
     task_status: Any = trio.TASK_STATUS_IGNORED,
 ) -> None:
     """Answer requests on ``listeners`` until ``stop`` is set or the caller is cancelled; closes them in any case.
 
     ``grace``: seconds that answers under way may take after that. A handler is cancelled when its client has closed
-    its side of the connection, within about ``limits.watch_after`` seconds.
+    its side of the connection, within about ``limits.watch_after`` seconds. ``tls`` is asked for each new connection.
     """
-    server = _Server(handler, limits or Limits(), metrics)
+    server = _Server(handler, limits or Limits(), metrics, tls)
     try:
         async with trio.open_nursery() as nursery:
             connections: trio.Nursery = await nursery.start(server.hold_connections)
@@ -199,10 +202,17 @@ def _close(listeners: Sequence[trio.SocketListener]) -> None:
 
 
 class _Server:
-    def __init__(self, handler: Handler, limits: Limits, metrics: ListenerMetrics | None) -> None:
+    def __init__(
+        self,
+        handler: Handler,
+        limits: Limits,
+        metrics: ListenerMetrics | None,
+        tls: Callable[[], ssl.SSLContext] | None,
+    ) -> None:
         self._handler = handler
         self._limits = limits
         self._metrics = metrics
+        self._tls = tls
         self._connections: set[Connection] = set()
         self._changed = trio.Event()  # set when a connection ends
         self._ended = trio.Event()
@@ -254,15 +264,29 @@ class _Server:
                 if _USER_TIMEOUT is not None:  # a machine that lost its power closes nothing
                     raw.setsockopt(socket.IPPROTO_TCP, _USER_TIMEOUT, int(self._limits.stall_time * 1000))
                 client = str(address[0])
+            outside: tuple[socket.socket, socket.socket] | None = None
+            if self._tls is not None:
+                near, inside = socket.socketpair()
+                near.setblocking(False)
+                inside.setblocking(False)
+                raw, outside = near, (raw, inside)
             connection = Connection(raw, client, self._handler, self._limits, self._metrics)
             self._connections.add(connection)
-            connections.start_soon(self._run, connection)
+            connections.start_soon(self._run, connection, outside)
 
-    async def _run(self, connection: Connection) -> None:
+    async def _run(self, connection: Connection, outside: tuple[socket.socket, socket.socket] | None) -> None:
         if self._metrics is not None:
             self._metrics.opened()
         try:
-            await connection.run()
+            if outside is None or self._tls is None:
+                await connection.run()
+                return
+            connection.scheme = "https"
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(decrypt, *outside, self._tls())
+                await connection.run()
+                # what was answered may still be on its way out
+                nursery.cancel_scope.deadline = trio.current_time() + self._limits.stall_time
         finally:
             self._connections.discard(connection)
             self._changed.set()
