@@ -60,9 +60,12 @@ def routes(hooks: Hooks) -> Routes:
         return {"replayed": await hooks.replay(_id(request), since, request.param("failed") == "true")}
 
     async def audit(request: Request) -> object:
+        repository = request.param("repository")
+        if repository is not None:
+            _check_glob(repository)
         query = AuditQuery(
             request.param("actor"),
-            request.param("repository"),
+            repository,
             request.param("action"),
             _time(request, "since"),
             _time(request, "until"),

@@ -10,7 +10,7 @@ from typing import Final, Protocol
 import trio
 
 from p2pregistry import __version__
-from p2pregistry.errors import LocalError, RemoteError
+from p2pregistry.errors import LocalError, RemoteError, Unreachable
 from p2pregistry.observe import logger
 from tracker.catalog.hooks import Due, Hooks
 from tracker.webhooks import CONTENT_TYPE, SIGNATURE, cloud_event, outcome, pause, sign
@@ -23,6 +23,8 @@ _AT_ONCE: Final = 16
 _EVENTS: Final = 500
 #: Seconds that nobody else tries what was claimed: more than a request may take.
 _CLAIM: Final = 120.0
+#: Seconds that a request may take whatever the settings say, so that it ends while the claim lasts.
+_LONGEST: Final = 100.0
 
 _log = logger(__name__)
 
@@ -106,7 +108,9 @@ class HookRunner:
             ("User-Agent", f"p2pregistry/{__version__}"),
             (SIGNATURE, sign(due.secret, int(self._now()), body)),
         ]
-        return await self._post(due.url, headers, body)
+        with trio.move_on_after(_LONGEST):
+            return await self._post(due.url, headers, body)
+        raise Unreachable(f"no answer within {_LONGEST:g} seconds")
 
     async def _record(self, due: Due, status: int | None, error: str | None) -> None:
         result = "again" if status is None else outcome(status)

@@ -27,10 +27,11 @@ _EMBEDDING: Final = (
     (ipaddress.IPv6Network("::ffff:0:0/96"), 96),
     (ipaddress.IPv6Network("::/96"), 96),
     (ipaddress.IPv6Network("64:ff9b::/96"), 96),  # NAT64, RFC 6052
-    (ipaddress.IPv6Network("64:ff9b:1::/48"), 96),  # NAT64 of a site, RFC 8215
     (ipaddress.IPv6Network("2002::/16"), 16),  # 6to4, RFC 3056
 )
-_TEREDO: Final = ipaddress.IPv6Network("2001::/32")
+#: Lead elsewhere too, and do not tell where: Teredo; NAT64 of a site (RFC 8215), whose IPv4 address may begin at any of
+#: several bits (RFC 6052 section 2.2), so that a public one can be shown where a private one is meant.
+_OPAQUE: Final = (ipaddress.IPv6Network("2001::/32"), ipaddress.IPv6Network("64:ff9b:1::/48"))
 
 
 class Refused(RemoteError):
@@ -50,7 +51,7 @@ def private(address: Address, allowed: Sequence[Network] = ()) -> bool:
         inner = _embedded(address)
         if inner is not None:
             return private(inner, allowed)
-        if address in _TEREDO or address.scope_id is not None or address.is_site_local:
+        if any(address in network for network in _OPAQUE) or address.scope_id is not None or address.is_site_local:
             return True
     return not address.is_global or address.is_multicast or address.is_reserved or address.is_unspecified
 

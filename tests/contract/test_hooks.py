@@ -9,12 +9,14 @@ import psycopg
 import pytest
 import trio
 
+from tracker.catalog.hooks import AuditQuery
 from tracker.catalog.hooks_check import BY, CASES, PUSH, URL
 from tracker.catalog.hooks_memory import MemoryHooks
 from tracker.catalog.hooks_postgres import PostgresHooks
 from tracker.catalog.migrate import migrate
 from tracker.catalog.trail import record
 from tracker.db import Connection, Db
+from tracker.globs import matches
 
 ACTIONS = {"p2pregistry.push": "manifest.push", "p2pregistry.delete": "tag.delete"}
 
@@ -89,3 +91,17 @@ async def test_many_processes_share_the_work_and_nothing_is_done_twice(database:
         assert sum(fanned) == 60
         assert len(claimed) == len(set(claimed)) == 60
         assert {one.type for one in await hooks.deliveries(made.id)} == {PUSH}
+
+
+async def test_the_audit_log_is_searched_by_the_globs_that_are_used_everywhere(database: str) -> None:
+    names = ["acme", "acme/api", "acme/api/old", "acme-x/api", "a.me/api", "other"]
+    async with opened(database) as db:
+        hooks = PostgresHooks(db)
+        await hooks.add(URL, [], [], b"s", BY)
+        for name in names:
+            await db.tx(record, BY, "manifest.push", name)
+        for glob in ("acme/*", "acme/**", "acme*", "**", "*", "*/api", "a.me/*", "a***i", "acme", "acme/a*i", "none*"):
+            found = await hooks.audit(AuditQuery(repository=glob))
+            assert [line.repository for line in found] == [name for name in reversed(names) if matches(glob, name)], (
+                glob
+            )

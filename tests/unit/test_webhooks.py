@@ -176,3 +176,21 @@ async def test_who_dies_before_recording_leaves_it_to_be_tried_again(autojump_cl
         await trio.sleep(200)
         nursery.cancel_scope.cancel()
     assert len(receiver.got) == 1
+
+
+async def test_a_request_ends_before_another_tracker_may_claim_it(autojump_clock: trio.testing.MockClock) -> None:
+    hooks = clocked()
+    made = await hooks.add(URL, [], [], b"s", BY)
+    hooks.tell(PUSH, "acme/api", {})
+    sent: list[float] = []
+
+    async def hangs(_url: str, _headers: Sequence[tuple[str, str]], _body: bytes) -> int:
+        sent.append(trio.current_time())
+        await trio.sleep_forever()
+        return 200
+
+    await HookRunner(hooks, hangs, source="here").once()
+    (seen,) = await hooks.deliveries(made.id)
+    assert (seen.state, seen.attempts, len(sent)) == ("waiting", 1, 1)
+    assert seen.last_error is not None
+    assert trio.current_time() - sent[0] < 120

@@ -77,8 +77,8 @@ class AuditLine:
 
 @dataclass(frozen=True, slots=True)
 class AuditQuery:
-    """What to look for; None: anything. ``action`` is an action or the part before its dot. Newest first; ``before``
-    is the id that the page before ended with."""
+    """What to look for; None: anything. ``repository`` is a glob; ``action`` is an action or the part before its dot.
+    Newest first; ``before`` is the id that the page before ended with."""
 
     actor: str | None = None
     repository: str | None = None

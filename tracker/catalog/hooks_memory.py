@@ -10,6 +10,7 @@ import trio
 
 from tracker.catalog.hooks import AuditLine, AuditQuery, Delivery, Due, Webhook, wants
 from tracker.catalog.trail import By
+from tracker.globs import matches
 from tracker.webhooks import Event
 
 
@@ -164,7 +165,7 @@ class MemoryHooks:
 def _fits(line: AuditLine, query: AuditQuery) -> bool:
     return (
         query.actor in (None, line.actor)
-        and query.repository in (None, line.repository)
+        and (query.repository is None or (line.repository is not None and matches(query.repository, line.repository)))
         and query.action in (None, line.action, line.action.partition(".")[0])
         and (query.since is None or line.at >= query.since)
         and (query.until is None or line.at < query.until)

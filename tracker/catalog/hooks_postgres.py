@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from datetime import datetime
 from typing import Any, Final
@@ -58,6 +59,7 @@ where d.webhook_id = %s and (%s::bigint is null or d.id < %s) order by d.id desc
 _AUDIT: Final = """
 select id, at, actor, address, request_id, action, repository, reference, digest, detail from audit
 where (%s::text is null or actor = %s) and (%s::text is null or repository = %s)
+    and (%s::text is null or repository ~ %s)
     and (%s::text is null or action = %s or split_part(action, '.', 1) = %s)
     and (%s::timestamptz is null or at >= %s) and (%s::timestamptz is null or at < %s)
     and (%s::bigint is null or id < %s)
@@ -67,6 +69,7 @@ _PRUNE_EVENTS: Final = """
 delete from events e where at < now() - %s * interval '1 second' and fanned_out
     and not exists (select from deliveries d where d.event_id = e.id and d.next_at is not null)
 """
+_STARS: Final = {"*": "[^/]*", "**": ".*"}
 _PRUNE_AUDIT: Final = "delete from audit where at < now() - %s * interval '1 second'"
 
 
@@ -80,16 +83,11 @@ class PostgresHooks:
         return await self._db.tx(_add, url, list(repositories), list(types), secret, by)
 
     async def remove(self, webhook: int, by: By) -> bool:
-        return await self._db.tx(
-            _change, "delete from webhooks where id = %s", (webhook,), "webhook.remove", webhook, by
-        )
+        return await self._db.tx(_change, _REMOVE, (webhook,), "webhook.remove", webhook, by)
 
     async def enable(self, webhook: int, on: bool, by: By) -> bool:
-        statement, action = (
-            "update webhooks set enabled = %s where id = %s",
-            "webhook.enable" if on else "webhook.disable",
-        )
-        return await self._db.tx(_change, statement, (on, webhook), action, webhook, by)
+        action = "webhook.enable" if on else "webhook.disable"
+        return await self._db.tx(_change, _ENABLE, (on, webhook), action, webhook, by)
 
     async def all(self) -> list[Webhook]:
         return await self._db.query(_all)
@@ -184,10 +182,18 @@ def _state(delivered: datetime | None, again: datetime | None) -> State:
 
 
 def _audit(connection: Connection, query: AuditQuery) -> list[AuditLine]:
-    who = (query.actor, query.actor, query.repository, query.repository)
+    name = query.repository
+    exact, glob = (name, None) if name is None or "*" not in name else (None, _expression(name))
+    who = (query.actor, query.actor, exact, exact, glob, glob)
     when = (query.since, query.since, query.until, query.until, query.before, query.before, query.limit)
     values = (*who, query.action, query.action, query.action, *when)
     return [AuditLine(*row) for row in connection.execute(_AUDIT, values).fetchall()]
+
+
+def _expression(glob: str) -> str:
+    """What ``tracker.globs`` means by it, as a regular expression of Postgres, which does not backtrack for these."""
+    parts = re.split(r"(\*+)", glob)
+    return "^" + "".join(_STARS.get(part[:2]) or re.escape(part) for part in parts) + "$"
 
 
 def _prune(connection: Connection, events: float, audit: float | None) -> int:

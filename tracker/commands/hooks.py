@@ -119,7 +119,7 @@ def replay(console: Console, number: int, since: str | None, failed: bool) -> No
 
 
 @click.command()
-@click.option("--repository", metavar="NAME", help="Of this repository.")
+@click.option("--repository", metavar="GLOB", help="Of these repositories.")
 @click.option("--actor", metavar="NAME", help="By this account.")
 @click.option("--action", metavar="ACTION", help='Such as "manifest.push", or "manifest" for all of its kind.')
 @click.option("--since", metavar="TIME", help="From this time on (ISO 8601).")
