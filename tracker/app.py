@@ -52,6 +52,7 @@ from tracker.settings import TrackerSettings, read_secret
 from tracker.storage import open_objects
 from tracker.sweeper import Pace as SweepPace
 from tracker.sweeper import Sweeper
+from tracker.throttle import Logins, PostgresCounters
 from tracker.uploads import Limits, Uploads
 from tracker.webhook_client import WebhookClient, networks
 
@@ -156,6 +157,7 @@ def _assemble(
         anonymous_pull=settings.auth.anonymous_pull,
         manifest_limit=settings.uploads.max_manifest_bytes,
         pulled=sweeper.pulls.count,
+        logins=Logins(PostgresCounters(db)),
     )
     probe = _Probe(db, objects, settings.uploads.min_free)
     hooks = PostgresHooks(db)

@@ -30,6 +30,7 @@ from tracker.catalog.trail import By
 from tracker.list_api import JSON as _JSON
 from tracker.list_api import Lists
 from tracker.removal_api import Removal
+from tracker.throttle import Logins, MemoryCounters
 from tracker.upload_api import UploadApi
 from tracker.uploads import Uploads
 
@@ -58,6 +59,7 @@ class RegistryApi:
         anonymous_pull: bool = True,
         manifest_limit: int = MANIFEST_LIMIT,
         pulled: Pulled = lambda _repository, _tag, _digest, _whole: None,
+        logins: Logins | None = None,
     ) -> None:
         self._catalog = catalog
         self._objects = objects
@@ -69,6 +71,7 @@ class RegistryApi:
         self._anonymous_pull = anonymous_pull
         self._manifest_limit = manifest_limit
         self._pulled = pulled
+        self._logins = logins or Logins(MemoryCounters())
 
     async def __call__(self, request: Request) -> Response:
         """Answer one request; every RegistryError becomes the answer that OCI prescribes."""
@@ -82,9 +85,7 @@ class RegistryApi:
     # ----------------------------------------------------------------------------------------------------- decisions
 
     async def _route(self, request: Request) -> Response:
-        known = authenticate(self._account, request.header("authorization"))
-        if known and self._account is not None:
-            request.account = self._account.name
+        known = await self._authenticate(request)
         route = parse_path(request.path)
         self._permit(route, request.method, known)
         methods = self._methods(route, request)
@@ -94,6 +95,19 @@ class RegistryApi:
                 "UNSUPPORTED", "this cannot be done here", status=405, headers={"Allow": ", ".join(methods)}
             )
         return await handle()
+
+    async def _authenticate(self, request: Request) -> bool:
+        header = request.header("authorization")
+        if header is not None:
+            self._logins.check(request.client)
+        try:
+            known = authenticate(self._account, header)
+        except RequestError:
+            await self._logins.failed(request.client)
+            raise
+        if known and self._account is not None:
+            request.account = self._account.name
+        return known
 
     def _permit(self, route: Route, method: str, known: bool) -> None:
         if known:
