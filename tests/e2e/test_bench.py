@@ -91,7 +91,8 @@ def test_a_small_swarm_is_measured_and_taken_down(namespaces: None) -> None:
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
 def test_nothing_is_left_of_a_bench_that_is_stopped(namespaces: None, number: signal.Signals) -> None:
-    with bench(*SWARM) as (process, mark):
+    # so much that it cannot be done before the signal comes
+    with bench(*SWARM, "--mib", "96") as (process, mark):
         assert process.stderr is not None
         for line in process.stderr:
             if line.startswith("all pull"):
