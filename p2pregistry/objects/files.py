@@ -25,7 +25,7 @@ import trio
 from p2pregistry.errors import LocalError, NotFound
 from p2pregistry.objects.base import Stored, check_object_name
 from p2pregistry.serve.http import BlobSlice
-from p2pregistry.store.descriptor import Descriptor, read, sync, write
+from p2pregistry.store.descriptor import Descriptor, read, sync, write, write_behind
 from p2pregistry.store.owner import check_directory, local_error, make_directory, sync_directory
 
 #: Worker threads that one store may use at a time.
@@ -78,7 +78,7 @@ class FileDraft:
 
     async def append(self, data: bytes | bytearray | memoryview) -> None:
         """See Draft."""
-        await self._open.run("cannot write to the disk", write, self._size, data)
+        await self._open.run("cannot write to the disk", _append, self._size, data)
         self._size += len(data)
 
     async def flush(self) -> None:
@@ -210,6 +210,11 @@ def _unknown() -> NotFound:
 
 
 # ------------------------------------------------------------------------------------------------------------ threads
+
+
+def _append(fd: int, offset: int, data: bytes | bytearray | memoryview) -> None:
+    write(fd, offset, data)
+    write_behind(fd, offset, len(data))
 
 
 def _open_draft(root: Path, name: str, size: int) -> int | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import fcntl
 import os
 from collections.abc import Callable
@@ -44,6 +45,28 @@ def write(fd: int, offset: int, data: bytes | bytearray | memoryview) -> None:
         done = 0
         while done < len(rest):
             done += os.pwrite(fd, rest[done:], offset + done)
+
+
+def _sync_file_range() -> Callable[[int, int, int, int], int] | None:
+    """Linux's sync_file_range(2); None where there is none."""
+    try:
+        function = ctypes.CDLL(None).sync_file_range
+    except (OSError, AttributeError):
+        return None
+    function.argtypes = (ctypes.c_int, ctypes.c_int64, ctypes.c_int64, ctypes.c_uint)
+    function.restype = ctypes.c_int
+    return lambda fd, offset, length, flags: int(function(fd, offset, length, flags))
+
+
+_SYNC_FILE_RANGE = _sync_file_range()
+_WRITE = 2  # SYNC_FILE_RANGE_WRITE
+
+
+def write_behind(fd: int, offset: int, length: int) -> None:
+    """Let the disk begin with these bytes, so that less is left to do when they are to be durable. A hint only: nothing
+    is waited for, and nothing is promised."""
+    if _SYNC_FILE_RANGE is not None:
+        _SYNC_FILE_RANGE(fd, offset, length, _WRITE)
 
 
 class Descriptor:
