@@ -5,8 +5,11 @@ from __future__ import annotations
 import base64
 import hashlib
 import http.client
+import ipaddress
 import json
 import random
+import sys
+import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -94,20 +97,26 @@ def encode(document: Mapping[str, object]) -> bytes:
 
 @dataclass
 class Api:
-    """A client of one registry on one kept connection. ``repo``: a repository that nobody else uses."""
+    """A client of one registry on one kept connection. ``repo``: a repository that nobody else uses.
+
+    ``source``: the loopback address that it comes from, as a socket takes it; None: any. Registries count wrong
+    passwords by address, and one test must not be turned away for what another one sent.
+    """
 
     address: str
     repo: str
     connection: http.client.HTTPConnection
     random: random.Random
+    source: tuple[str, int] | None
 
     @classmethod
     @contextmanager
     def connected(cls, address: str, repo: str) -> Iterator[Api]:
         """Until the end of the block."""
-        connection = http.client.HTTPConnection(address, timeout=_PATIENCE)
+        source = own_address(repo) if address.startswith("127.") else None
+        connection = http.client.HTTPConnection(address, timeout=_PATIENCE, source_address=source)
         try:
-            yield cls(address, repo, connection, random.Random(repo))  # noqa: S311 - reproducible
+            yield cls(address, repo, connection, random.Random(repo), source)  # noqa: S311 - reproducible
         finally:
             connection.close()
 
@@ -209,6 +218,14 @@ class Api:
         """Whether the blob is there, right, whichever way it is asked for."""
         got, head = self("GET", f"blobs/{digest}"), self("HEAD", f"blobs/{digest}")
         return (got.status, got.body, head.status, head["content-length"]) == (200, data, 200, str(len(data)))
+
+
+def own_address(name: str) -> tuple[str, int] | None:
+    """A loopback address for the client of this name, with any port: never 127.0.x.y, where others are. None where only
+    127.0.0.1 can be bound, which is so on other systems than Linux."""
+    if sys.platform != "linux":
+        return None
+    return str(ipaddress.IPv4Address("127.1.0.0") + zlib.crc32(name.encode()) % (254 << 16)), 0
 
 
 def with_digest(location: str, digest: str) -> str:

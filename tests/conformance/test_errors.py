@@ -2,12 +2,23 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 import pytest
 
 from p2pregistry.oci.media import OCI_INDEX, OCI_MANIFEST
-from p2pregistry.testing.conformance import CONFIG, Answer, Api, descriptor, digest_of, encode, says, with_digest
+from p2pregistry.testing.conformance import (
+    CONFIG,
+    Answer,
+    Api,
+    basic,
+    descriptor,
+    digest_of,
+    encode,
+    says,
+    with_digest,
+)
 from p2pregistry.testing.handlers import call
 from p2pregistry.testing.tracker_api import registry
 
@@ -105,6 +116,20 @@ async def test_too_many_requests_says_when_to_come_back(tmp_path: Path) -> None:
         answer = await api("POST", "/v2/a/blobs/uploads/")
         assert (answer.status, answer.code) == (429, "TOOMANYREQUESTS")
         assert int(answer.headers["retry-after"]) > 0
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux lets a client come from all of 127.0.0.0/8")
+def test_who_guesses_passwords_is_sent_away_and_nobody_else(api: Api) -> None:
+    """Also what keeps the tests here apart: each client of one comes from an address of its own."""
+    with Api.connected(api.address, f"{api.repo}/guesser") as guesser:
+        for number in range(100):
+            answer = guesser("GET", "/v2/", anonymous=True, authorization=basic(api.repo, str(number)))
+            if answer.status != 401:
+                break
+        assert (answer.status, answer.codes) == (429, ["TOOMANYREQUESTS"])
+        assert int(answer["retry-after"]) > 0
+    assert api("GET", "/v2/").status == 200
+    assert api("GET", "/v2/", anonymous=True, authorization=basic("someone", "else")).status == 401
 
 
 @says("Warning headers MUST specify a warn-code of 299")

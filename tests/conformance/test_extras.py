@@ -29,7 +29,7 @@ def raw(api: Api, *parts: bytes, until: bytes = b"", close: bool = True) -> byte
     """What comes back for these bytes: all of it, or as much as ends with ``until``, before the next part goes out."""
     host, _, port = api.address.partition(":")
     answer = b""
-    with socket.create_connection((host, int(port)), timeout=30) as connection:
+    with socket.create_connection((host, int(port)), 30, api.source) as connection:
         for number, part in enumerate(parts):
             connection.sendall(part)
             while (until and not answer.endswith(until)) or (number == len(parts) - 1 and close):
