@@ -7,10 +7,10 @@ from dataclasses import asdict
 import msgspec
 
 from p2pregistry.errors import NotFound
+from p2pregistry.globs import check_glob
 from p2pregistry.serve.http import Request
 from tracker.admin import Routes, document, invalid, number, operator, wanted
 from tracker.catalog.garbage import Garbage, Stored
-from tracker.globs import check_glob
 from tracker.retention import Rule
 from tracker.sweeper import Sweeper
 

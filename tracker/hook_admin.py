@@ -12,10 +12,10 @@ from urllib.parse import urlsplit
 import msgspec
 
 from p2pregistry.errors import NotFound, RequestError
+from p2pregistry.globs import check_glob
 from p2pregistry.serve.http import Request
 from tracker.admin import Routes, document, invalid, number, operator, wanted
 from tracker.catalog.hooks import AuditQuery, Hooks
-from tracker.globs import check_glob
 
 #: Bytes of a webhook's secret, at least: what HMAC-SHA256 is good for.
 _LEAST_SECRET: Final = 16

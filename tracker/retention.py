@@ -10,7 +10,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
-from tracker.globs import matches
+from p2pregistry.globs import matches
 
 
 @dataclass(frozen=True, slots=True)

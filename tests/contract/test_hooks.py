@@ -9,6 +9,7 @@ import psycopg
 import pytest
 import trio
 
+from p2pregistry.globs import matches
 from tracker.catalog.hooks import AuditQuery
 from tracker.catalog.hooks_check import BY, CASES, PUSH, URL
 from tracker.catalog.hooks_memory import MemoryHooks
@@ -16,7 +17,6 @@ from tracker.catalog.hooks_postgres import PostgresHooks
 from tracker.catalog.migrate import migrate
 from tracker.catalog.trail import record
 from tracker.db import Connection, Db
-from tracker.globs import matches
 
 ACTIONS = {"p2pregistry.push": "manifest.push", "p2pregistry.delete": "tag.delete"}
 

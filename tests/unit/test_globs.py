@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tracker.globs import MAX_PATTERN, check_glob, matches, matches_any
+from p2pregistry.globs import MAX_PATTERN, check_glob, matches, matches_any
 
 PATTERNS = st.lists(st.sampled_from(["*", "**", "a", "b", "/", ":", "."]), max_size=12).map("".join)
 NAMES = st.text("ab/:.", max_size=14)

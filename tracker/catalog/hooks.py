@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Literal, Protocol
 
+from p2pregistry.globs import matches_any
 from tracker.catalog.trail import By
-from tracker.globs import matches_any
 from tracker.webhooks import Event
 
 State = Literal["waiting", "delivered", "failed"]

@@ -8,9 +8,9 @@ from datetime import UTC, datetime, timedelta
 
 import trio
 
+from p2pregistry.globs import matches
 from tracker.catalog.hooks import AuditLine, AuditQuery, Delivery, Due, Webhook, wants
 from tracker.catalog.trail import By
-from tracker.globs import matches
 from tracker.webhooks import Event
 
 

@@ -191,7 +191,7 @@ def _audit(connection: Connection, query: AuditQuery) -> list[AuditLine]:
 
 
 def _expression(glob: str) -> str:
-    """What ``tracker.globs`` means by it, as a regular expression of Postgres, which does not backtrack for these."""
+    """What ``globs`` means by it, as a regular expression of Postgres, which does not backtrack for these."""
     parts = re.split(r"(\*+)", glob)
     return "^" + "".join(_STARS.get(part[:2]) or re.escape(part) for part in parts) + "$"
 

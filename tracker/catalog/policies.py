@@ -1,7 +1,7 @@
 """The seam ``Policies``: how much a namespace may hold, and which tags never move.
 
 A namespace is the first part of a repository's name. It holds each blob once, in however many of its repositories it
-is. An immutable tag is one that some pattern covers (``tracker.globs``, over ``repository:tag``): it can be made, and
+is. An immutable tag is one that some pattern covers (``globs``, over ``repository:tag``): it can be made, and
 pushed again as it is, but neither moved nor deleted. An older tag that a new pattern covers stays what it is.
 """
 
@@ -13,9 +13,9 @@ from datetime import datetime
 from typing import Final, Protocol
 
 from p2pregistry.errors import NotFound, RequestError
+from p2pregistry.globs import check_glob, matches_any
 from p2pregistry.oci.reference import check_name
 from tracker.catalog.trail import By
-from tracker.globs import check_glob, matches_any
 from tracker.units import size
 
 #: Seconds between two notes that the quota of one namespace is exceeded: a client tries again and again.
