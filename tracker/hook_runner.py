@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import secrets
 import time
+from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import Final, Protocol
 
@@ -18,8 +19,10 @@ from tracker.webhooks import CONTENT_TYPE, SIGNATURE, cloud_event, outcome, paus
 #: Seconds between two looks for something to do, and between two rounds of forgetting.
 POLL: Final = 1.0
 _PRUNE: Final = 3600.0
-#: Deliveries that are tried at once, and events that are fanned out in one transaction.
-_AT_ONCE: Final = 16
+#: Deliveries that are under way at once; those of one webhook from which on no more of it are begun, so that one which
+#: hangs does not keep the others from being told; events that are fanned out in one transaction.
+_AT_ONCE: Final = 64
+_EACH: Final = 4
 _EVENTS: Final = 500
 #: Seconds that nobody else tries what was claimed: more than a request may take.
 _CLAIM: Final = 120.0
@@ -54,6 +57,8 @@ class HookRunner:
         self._hooks, self._post, self._source = hooks, post, source
         self._attempts, self._keep, self._keep_audit = attempts, keep, keep_audit
         self._now, self._draw = now, draw
+        self._under_way: Counter[int] = Counter()
+        self._ended = trio.Event()
 
     async def run(self) -> None:
         """For ever."""
@@ -62,14 +67,18 @@ class HookRunner:
             nursery.start_soon(self._prune_for_ever)
 
     async def _deliver_for_ever(self) -> None:
-        while True:
-            try:
-                busy = await self.once()
-            except LocalError as err:
-                _log.warning("webhooks must wait", error=err.message)
-                busy = False
-            if not busy:
-                await trio.sleep(POLL)
+        async with trio.open_nursery() as nursery:
+            while True:
+                self._ended = trio.Event()
+                try:
+                    busy = await self._begin(nursery)
+                except LocalError as err:
+                    _log.warning("webhooks must wait", error=err.message)
+                    await trio.sleep(POLL)
+                    continue
+                if not busy:
+                    with trio.move_on_after(POLL):
+                        await self._ended.wait()
 
     async def _prune_for_ever(self) -> None:
         while True:
@@ -80,13 +89,29 @@ class HookRunner:
                 _log.warning("old events could not be forgotten", error=err.message)
 
     async def once(self) -> bool:
-        """Fan out and deliver what there is; whether there was anything. Raises LocalError."""
-        events = await self._hooks.fan_out(_EVENTS)
-        due = await self._hooks.claim(_AT_ONCE, _CLAIM)
+        """Fan out, and try some of what there is to its end; whether there was anything. Raises LocalError."""
         async with trio.open_nursery() as nursery:
-            for one in due:
-                nursery.start_soon(self._try, one)
+            return await self._begin(nursery)
+
+    async def _begin(self, nursery: trio.Nursery) -> bool:
+        """Fan out, and begin with some of what there is."""
+        events = await self._hooks.fan_out(_EVENTS)
+        room = min(_EACH, _AT_ONCE - self._under_way.total())
+        full = [webhook for webhook, count in self._under_way.items() if count >= _EACH]
+        due = await self._hooks.claim(room, _CLAIM, full) if room > 0 else []
+        for one in due:
+            self._under_way[one.webhook] += 1
+            nursery.start_soon(self._one, one)
         return bool(events or due)
+
+    async def _one(self, due: Due) -> None:
+        try:
+            await self._try(due)
+        finally:
+            self._under_way[due.webhook] -= 1
+            if not self._under_way[due.webhook]:
+                del self._under_way[due.webhook]
+            self._ended.set()
 
     async def _try(self, due: Due) -> None:
         status: int | None = None

@@ -107,7 +107,7 @@ class _Backend(httpcore.AsyncNetworkBackend):
 async def _resolve(host: str, port: int) -> list[Address]:
     try:
         found = await trio.socket.getaddrinfo(host, port, type=trio.socket.SOCK_STREAM)
-    except OSError as err:
+    except (OSError, UnicodeError) as err:  # the latter for a name with an empty part or one of more than 63 characters
         raise Unreachable(f"{host} has no address") from err
     # what getaddrinfo calls an address may have a zone, which ip_address keeps
     return list(dict.fromkeys(ipaddress.ip_address(item[4][0]) for item in found))

@@ -73,6 +73,13 @@ async def test_loopback_is_refused_however_it_is_written(host: str) -> None:
     assert isinstance(caught.value, Refused) or "address" in caught.value.message
 
 
+@pytest.mark.parametrize("host", ["hooks..example.com", ".example.com", "a" * 64 + ".example.com", "hooks.invalid"])
+async def test_a_name_that_is_none_is_no_more_than_a_failed_request(host: str) -> None:
+    """A mistyped webhook must not end the program that would tell it something."""
+    with pytest.raises(Unreachable, match="has no address"):
+        await WebhookClient().post(f"http://{host}/", [], b"")
+
+
 class Resolver(trio.abc.HostnameResolver):
     """A name server that changes its mind: public when first asked, then loopback."""
 

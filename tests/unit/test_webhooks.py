@@ -178,6 +178,42 @@ async def test_who_dies_before_recording_leaves_it_to_be_tried_again(autojump_cl
     assert len(receiver.got) == 1
 
 
+async def test_one_that_hangs_keeps_nobody_from_being_told(autojump_clock: trio.testing.MockClock) -> None:
+    hooks = clocked()
+    slow = await hooks.add(URL + "slow", [], [], b"s", BY)
+    quick = await hooks.add(URL + "quick", [], [], b"s", BY)
+    for number in range(100):
+        hooks.tell(PUSH, f"acme/r{number}", {})
+    under_way = most = 0
+    told: list[float] = []
+
+    async def post(url: str, _headers: Sequence[tuple[str, str]], _body: bytes) -> int:
+        nonlocal under_way, most
+        if url.endswith("slow"):
+            under_way += 1
+            most = max(most, under_way)
+            await trio.sleep(15)
+            under_way -= 1
+            raise Unreachable("no answer")
+        await trio.sleep(0.1)
+        told.append(trio.current_time())
+        return 204
+
+    start = trio.current_time()
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(HookRunner(hooks, post, source="here").run)
+        await trio.sleep(60)
+        nursery.cancel_scope.cancel()
+    assert len(told) == 100
+    assert max(told) - start < 15, "before the first request to the other one has ended"
+    assert 1 < most < 8
+    states = (
+        {one.state for one in await hooks.deliveries(quick.id)},
+        {one.state for one in await hooks.deliveries(slow.id)},
+    )
+    assert states == ({"delivered"}, {"waiting"})
+
+
 async def test_a_request_ends_before_another_tracker_may_claim_it(autojump_clock: trio.testing.MockClock) -> None:
     hooks = clocked()
     made = await hooks.add(URL, [], [], b"s", BY)

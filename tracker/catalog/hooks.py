@@ -7,7 +7,7 @@ and recording leaves a delivery that is tried again: at least once, not at most 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Literal, Protocol
@@ -36,6 +36,7 @@ class Due:
     """A delivery to be tried now. ``attempts``: with this one."""
 
     id: int
+    webhook: int
     url: str
     secret: bytes
     event: Event
@@ -115,8 +116,9 @@ class Hooks(Protocol):
         """Turn events, ``limit`` at most, into deliveries; how many events there were. No event is lost or fanned out
         twice, however many processes do this."""
 
-    async def claim(self, limit: int, lasts: float) -> list[Due]:
-        """Deliveries that are due, for ``lasts`` seconds: nobody else gets them until then."""
+    async def claim(self, limit: int, lasts: float, but: Collection[int] = ()) -> list[Due]:
+        """Deliveries that are due, for ``lasts`` seconds: nobody else gets them until then. None of the webhooks
+        ``but``."""
 
     async def delivered(self, delivery: int, status: int) -> None:
         """It was taken."""

@@ -59,6 +59,7 @@ async def an_event_is_delivered_once_to_each_that_wants_it(hooks: Hooks, tell: T
     ]
     assert [(one.url, one.event.repository) for one in due if one.secret == b"s2"] == [(URL + "2", "acme/api")]
     assert await hooks.claim(10, 60.0) == [], "nobody else gets them meanwhile"
+    assert {one.webhook for one in due} == {everything.id, some.id}
     for one in due:
         await hooks.delivered(one.id, 204)
     assert [one.state for one in await hooks.deliveries(everything.id)] == ["delivered"] * 3
@@ -72,6 +73,16 @@ async def events_from_before_a_webhook_are_not_its_business(hooks: Hooks, tell: 
     made = await hooks.add(URL, [], [], b"s", BY)
     assert await hooks.fan_out(10) == 0
     assert await hooks.deliveries(made.id) == []
+
+
+@_case
+async def a_webhook_can_be_left_alone_for_a_while(hooks: Hooks, tell: Tell) -> None:
+    slow, other = await hooks.add(URL, [], [], b"s1", BY), await hooks.add(URL, [], [], b"s2", BY)
+    await tell(PUSH, "acme/api")
+    await hooks.fan_out(10)
+    assert [one.webhook for one in await hooks.claim(10, 60.0, [slow.id])] == [other.id]
+    assert await hooks.claim(10, 60.0, [slow.id]) == []
+    assert [one.webhook for one in await hooks.claim(10, 60.0)] == [slow.id]
 
 
 @_case

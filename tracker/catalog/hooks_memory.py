@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 
@@ -90,16 +90,19 @@ class MemoryHooks:
                     self._rows.append(_Row(self._last, made.id, event, next_at=self._now()))
         return len(events)
 
-    async def claim(self, limit: int, lasts: float) -> list[Due]:
+    async def claim(self, limit: int, lasts: float, but: Collection[int] = ()) -> list[Due]:
         await trio.lowlevel.checkpoint()
         now = self._now()
         due = [row for row in self._rows if row.next_at is not None and row.next_at <= now]
-        due = [row for row in due if self._webhooks[row.webhook][0].enabled][:limit]
+        due = [row for row in due if self._webhooks[row.webhook][0].enabled and row.webhook not in but][:limit]
         for row in due:
             row.attempts += 1
             row.next_at = now + timedelta(seconds=lasts)
-        made = self._webhooks
-        return [Due(row.id, made[row.webhook][0].url, made[row.webhook][1], row.event, row.attempts) for row in due]
+        return [
+            Due(row.id, made.id, made.url, secret, row.event, row.attempts)
+            for row in due
+            for made, secret in [self._webhooks[row.webhook]]
+        ]
 
     async def delivered(self, delivery: int, status: int) -> None:
         await trio.lowlevel.checkpoint()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from datetime import datetime
 from typing import Any, Final
 
@@ -34,9 +34,10 @@ update deliveries d set attempts = attempts + 1, next_at = now() + %s * interval
 from webhooks w, events e
 where d.webhook_id = w.id and d.event_id = e.id and d.id in (
     select d2.id from deliveries d2 join webhooks w2 on w2.id = d2.webhook_id
-    where d2.next_at <= now() and w2.enabled order by d2.next_at limit %s for update of d2 skip locked
+    where d2.next_at <= now() and w2.enabled and w2.id <> all(%s::bigint[])
+    order by d2.next_at limit %s for update of d2 skip locked
 )
-returning d.id, w.url, w.secret, d.attempts, e.id, e.at, e.type, e.repository, e.data
+returning d.id, w.id, w.url, w.secret, d.attempts, e.id, e.at, e.type, e.repository, e.data
 """
 _DELIVERED: Final = """
 update deliveries set delivered_at = now(), next_at = null, last_status = %s, last_error = null where id = %s
@@ -95,8 +96,8 @@ class PostgresHooks:
     async def fan_out(self, limit: int) -> int:
         return await self._db.tx(_fan_out, limit, retry=True)
 
-    async def claim(self, limit: int, lasts: float) -> list[Due]:
-        return await self._db.tx(_claim, limit, lasts)
+    async def claim(self, limit: int, lasts: float, but: Collection[int] = ()) -> list[Due]:
+        return await self._db.tx(_claim, limit, lasts, list(but))
 
     async def delivered(self, delivery: int, status: int) -> None:
         await self._db.tx(_run, _DELIVERED, (status, delivery), retry=True)
@@ -157,9 +158,9 @@ def _fan_out(connection: Connection, limit: int) -> int:
     return len(events)
 
 
-def _claim(connection: Connection, limit: int, lasts: float) -> list[Due]:
-    rows = connection.execute(_CLAIM, (lasts, limit)).fetchall()
-    due = [Due(row[0], row[1], bytes(row[2]), Event(*row[4:9]), row[3]) for row in rows]
+def _claim(connection: Connection, limit: int, lasts: float, but: list[int]) -> list[Due]:
+    rows = connection.execute(_CLAIM, (lasts, but, limit)).fetchall()
+    due = [Due(row[0], row[1], row[2], bytes(row[3]), Event(*row[5:10]), row[4]) for row in rows]
     return sorted(due, key=lambda one: one.event.id)
 
 
