@@ -14,6 +14,7 @@ from urllib.parse import parse_qsl, unquote
 from p2pregistry.errors import RequestError
 from p2pregistry.rate import Pace
 from p2pregistry.store.base import FilePart, OpenBytes
+from p2pregistry.trust.records import ANYONE, Caller
 
 Headers = Sequence[tuple[str, str]]
 
@@ -43,6 +44,7 @@ class Request:
     gone: Callable[[], bool] = lambda: False  # whether the client has closed its side, so that no answer is wanted
     id: str = ""  # to find it by in logs and in the audit log
     account: str = ""  # whose credentials it has, once that is known
+    caller: Caller = ANYONE  # which node it is of, on a peer listener (serve/gate)
     path: str = field(init=False)
     query: tuple[tuple[str, str], ...] = field(init=False)
 
