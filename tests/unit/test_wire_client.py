@@ -9,7 +9,7 @@ from contextlib import asynccontextmanager
 import pytest
 import trio
 import trio.testing
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from p2pregistry.digest import Digest
@@ -568,10 +568,11 @@ def talk(said: bytes, splits: list[int], use: Callable[[Client], Awaitable[bytes
 
 @settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(said=wild, splits=st.lists(st.integers(1, 20), max_size=6))
+@example(said=b"HTTP/1.1 200 OK\r\nContent-Length: 10\r\n\r\n0123456789HTTP/1.1 200 OK\r\n", splits=[1, 18, 20])
 def test_any_bytes_are_an_answer_or_an_error(said: bytes, splits: list[int]) -> None:
     found = talk(said, splits, lambda made: made.get("/", limit=100))
     if isinstance(found, bytes):
-        assert said.endswith(found)
+        assert found in said, "what a server says after its answer may come too late to be seen"
         assert b"content-length" in said.lower()
 
 
