@@ -6,6 +6,7 @@ import contextlib
 import random
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from dataclasses import replace
 
 import psycopg
 import pytest
@@ -83,10 +84,17 @@ class World:
         self.both = both
         self.objects = MemoryObjects()
         self.promised: dict[tuple[str, Digest], float] = {}
+        #: Manifests that are there as far as clients know, with their blobs, and when each was last used.
         self.images: dict[tuple[str, Digest], tuple[Metainfo, ...]] = {}
+        self.used: dict[tuple[str, Digest], float] = {}
+        #: The children of an index, the subject of an artifact: what keeps what. Tags: what each repository's names.
+        self.children: dict[Digest, tuple[Digest, ...]] = {}
+        self.subjects: dict[Digest, Digest] = {}
+        self.tags: dict[str, Digest] = {}
         self.clock = 0.0
         self.pushes = 0
         self.deleting: list[str] = []
+        self.gone: list[tuple[str, Digest]] = []
 
     async def step(self, what: str, repository: str, number: int) -> None:
         one = BLOBS[number % 3]
@@ -117,12 +125,67 @@ class World:
             promised = self.promised.get((repository, one.digest))
             assert promised is None or self.clock - promised > GRACE - 60, "a promise was broken"
         else:
-            self.images[repository, new.digest] = (one,)
+            self._is_there(repository, new.digest, one)
+
+    async def artifact(self, repository: str, one: Metainfo) -> None:
+        """About the image of the blob, which need not be there."""
+        subject = Digest.of(b"image of " + one.hashes)
+        new = replace(manifest(b"about " + one.hashes), subject=subject)
+        await self.both.catalog.put_manifest(repository, new, (), Signer(), BY)
+        self.subjects[new.digest] = subject
+        self._is_there(repository, new.digest)
+
+    async def index(self, repository: str, _one: Metainfo) -> None:
+        """Of all images of the repository, in place of the one that had the tag."""
+        children = sorted(
+            (digest for name, digest in self.images if name == repository and digest not in self.children), key=str
+        )
+        new = manifest(b"index of " + b"".join(child.raw for child in children), (), children)
+        await self.both.catalog.put_manifest(repository, new, ["all"], Signer(), BY)
+        self._left(repository)
+        self.children[new.digest] = new.manifests
+        self.tags[repository] = new.digest
+        self._is_there(repository, new.digest)
+
+    async def untag(self, repository: str, _one: Metainfo) -> None:
+        await self.both.catalog.delete_tag(repository, "all", BY)
+        self._left(repository)
+
+    def _is_there(self, repository: str, digest: Digest, *blobs: Metainfo) -> None:
+        self.images[repository, digest] = blobs
+        self.used[repository, digest] = self.clock
+
+    def _left(self, repository: str) -> None:
+        """The tag is not where it was: what it named is kept for a while from now on."""
+        before = self.tags.pop(repository, None)
+        if before is not None:
+            self.used[repository, before] = self.clock
 
     async def remove_image(self, repository: str, one: Metainfo) -> None:
         digest = Digest.of(b"image of " + one.hashes)
         await self.both.catalog.delete_manifest(repository, digest, BY)
         self.images.pop((repository, digest), None)
+
+    async def drop(self, _repository: str, _one: Metainfo) -> None:
+        """Manifests that nothing keeps go, unless they were used lately."""
+        await self.both.garbage.drop_manifests(GRACE, 2, BY)
+        for repository, digest in list(self.images):
+            if await self.both.catalog.manifest(repository, digest) is None:
+                old = self.clock - self.used[repository, digest] >= GRACE
+                assert old, "a manifest went that was used lately"
+                listed = [
+                    one for name, one in self.images if name == repository and digest in self.children.get(one, ())
+                ]
+                assert not any(await self.both.catalog.manifest(repository, one) is not None for one in listed), (
+                    "a child of an index that is there went"
+                )
+                subject = self.subjects.get(digest)
+                assert subject is None or await self.both.catalog.manifest(repository, subject) is None
+                assert self.tags.get(repository) != digest
+                self.gone.append((repository, digest))
+        for key in self.gone:
+            self.images.pop(key, None)
+        self.gone = []
 
     async def remove_blob(self, repository: str, one: Metainfo) -> None:
         with contextlib.suppress(RequestError):
@@ -167,8 +230,8 @@ class World:
 
 
 STEPS = (
-    "push", "head", "mount", "image", "remove_image", "remove_blob", "wait", "unlink", "condemn", "look", "delete",
-    "forget",
+    "push", "head", "mount", "image", "artifact", "index", "untag", "remove_image", "remove_blob", "wait", "drop",
+    "unlink", "condemn", "look", "delete", "forget",
 )  # fmt: skip
 ANY = st.lists(st.tuples(st.sampled_from(STEPS), st.sampled_from(REPOSITORIES), st.integers(0, 2)), max_size=40)
 

@@ -145,6 +145,18 @@ async def untagged_manifests_go_unless_something_keeps_them(both: Both) -> None:
 
 
 @_case
+async def a_child_that_went_and_came_back_is_kept_by_its_index(both: Both) -> None:
+    child = await _image(both, "a", b"child", ONE)
+    await both.catalog.put_manifest("a", manifest(b"index", (), [child]), ["index"], Signer(), BY)
+    assert await both.catalog.delete_manifest("a", child, BY)
+    await both.garbage.condemn(10)
+    assert await _image(both, "a", b"child", ONE) == child
+    await both.age(GRACE + 1)
+    assert await both.garbage.drop_manifests(GRACE, 10, BY) == 0
+    assert await both.catalog.manifest("a", child) is not None
+
+
+@_case
 async def a_pull_keeps_an_untagged_manifest(both: Both) -> None:
     digest = await _image(both, "a", b"m", ONE)
     await both.age(GRACE + 1)

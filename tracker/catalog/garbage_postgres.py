@@ -78,14 +78,13 @@ with gone as (
 insert into condemned (object, size) select object, size from gone
 on conflict (object) do update set condemned_at = now() returning object
 """
-_FIND_LOOSE_MANIFESTS: Final = """
-select id from manifests m where not exists (select from repository_manifests where manifest_id = m.id) limit %s
-for update skip locked
+# One that an index still lists keeps its id: if it is pushed again, that index keeps it.
+_LOOSE: Final = """
+not exists (select from repository_manifests where manifest_id = m.id)
+    and not exists (select from manifest_children where child_id = m.id)
 """
-_DROP_LOOSE_MANIFESTS: Final = """
-delete from manifests m where id = any(%s::bigint[])
-    and not exists (select from repository_manifests where manifest_id = m.id)
-"""
+_FIND_LOOSE_MANIFESTS: Final = f"select id from manifests m where {_LOOSE} limit %s for update skip locked"  # noqa: S608 - constants
+_DROP_LOOSE_MANIFESTS: Final = f"delete from manifests m where id = any(%s::bigint[]) and {_LOOSE}"  # noqa: S608 - constants
 # An object that holds a blob is never given out, however it came to be condemned.
 # Nobody keeps untagged manifests for longer.
 _FORGET_TAGS: Final = "delete from tags_left where at < now() - interval '400 days'"
@@ -276,9 +275,9 @@ def _unlink(connection: Connection, grace: float, limit: int) -> int:
 
 def _condemn(connection: Connection, limit: int) -> int:
     connection.execute(_FORGET_TAGS)
-    loose = [row[0] for row in connection.execute(_FIND_LOOSE_MANIFESTS, (limit,)).fetchall()]
+    loose = [row[0] for row in connection.execute(_FIND_LOOSE_MANIFESTS.encode(), (limit,)).fetchall()]
     if loose:
-        connection.execute(_DROP_LOOSE_MANIFESTS, (loose,))
+        connection.execute(_DROP_LOOSE_MANIFESTS.encode(), (loose,))
     found = [row[0] for row in connection.execute(_FIND_LOOSE, (limit,)).fetchall()]
     return len(connection.execute(_CONDEMN, (found,)).fetchall()) if found else 0
 
