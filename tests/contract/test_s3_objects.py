@@ -15,14 +15,22 @@ import httpx
 import pytest
 import trio
 
+from p2pregistry.content.metainfo import Metainfo
 from p2pregistry.errors import LocalError
+from p2pregistry.messages import pack
 from p2pregistry.objects import s3_client
 from p2pregistry.objects.s3 import S3Objects, open_s3
 from p2pregistry.objects.s3_client import S3Error
 from p2pregistry.objects.s3_config import MIB, PART_LEAST, S3Config
 from p2pregistry.serve.http import Stream
+from p2pregistry.serve.peer_api import Slots
+from p2pregistry.testing.handlers import call
 from p2pregistry.testing.objects import check_object_store, pattern, read_object, sent
 from p2pregistry.testing.seaweed import Seaweed, seaweed
+from tracker.blobs import Blobs
+from tracker.catalog.check import BY, Signer, manifest
+from tracker.catalog.memory import MemoryCatalog
+from tracker.peer_endpoints import Swarm, TrackerPeerApi
 
 NAME = "u/aa/one"
 #: More than fits into one request with parts of PART_LEAST, and the last part small.
@@ -368,6 +376,26 @@ async def test_reading_and_writing_lists_nothing(config: S3Config) -> None:
         await store.delete("u/aa/two")
     assert queries
     assert not any(queries)
+
+
+async def test_a_node_gets_its_pieces_by_one_request_for_just_these_bytes(config: S3Config) -> None:
+    """Through the tracker's peer API, as a node asks: by a range, and by naming what it wants."""
+    data, asked = pattern(3 * MIB + 5), list[tuple[str, str]]()
+    catalog, info = MemoryCatalog(), Metainfo.of_bytes(data)
+    async with open_s3(config) as store:
+        await store.put(NAME, data)
+        await catalog.add_blob("acme/api", info, NAME, BY)
+        await catalog.put_manifest("acme/api", manifest(b"image", [info]), ["1"], Signer(), BY)
+        swarm = Swarm("default", (), (), "k4.public.x", "v4.public.y")
+        peer = TrackerPeerApi(catalog, Blobs(catalog, store), Slots(4, 4), lambda: swarm)
+        target = f"/p2p/v1/blobs/{info.digest}"
+        watch(store, lambda method, other: asked.append((method, dict(other.get("headers") or {}).get("Range", ""))))
+        answer = await call(peer, "GET", target, headers=[("Range", f"bytes={MIB}-{2 * MIB - 1}")])
+        assert (answer.status, answer.body) == (206, data[MIB : 2 * MIB])
+        assert asked == [("GET", f"bytes={MIB}-{2 * MIB - 1}")]
+        answer = await call(peer, "POST", f"{target}/next", pack(b"\0\0\0\1"))
+        assert (answer.status, answer.body) == (206, data[3 * MIB :])
+        assert asked[1:] == [("GET", f"bytes={3 * MIB}-{3 * MIB + 4}")]
 
 
 async def test_lists_of_several_pages_are_whole(config: S3Config) -> None:

@@ -78,6 +78,15 @@ class Alternating(Client):
         return next(self._clients).request(method, target, body, **headers)
 
 
+def piece(process: TrackerProcess, digest: Digest, offset: int, length: int) -> bytes:
+    """Bytes of a blob by the peer API."""
+    target = f"{process.facts['peer_url']}/p2p/v1/blobs/{digest}"
+    asked = urllib.request.Request(target, headers={"Range": f"bytes={offset}-{offset + length - 1}"})
+    with urllib.request.urlopen(asked, timeout=PATIENCE) as answer:
+        assert answer.status == 206
+        return bytes(answer.read())
+
+
 def test_every_request_may_go_to_the_other_one(tmp_path: Path, database: str, storage: dict[str, str]) -> None:
     rng = random.Random(4)
     with two(tmp_path, database, storage) as processes:
@@ -88,6 +97,9 @@ def test_every_request_may_go_to_the_other_one(tmp_path: Path, database: str, st
             assert client.tag_there(REPO, f"t{number}", image)
             status, _, body = client.request("GET", f"/v2/{REPO}/tags/list")
             assert (status, json.loads(body)["tags"]) == (200, [f"t{old}" for old in range(number + 1)])
+            for process in processes:  # and a node gets pieces of what was pushed from either of them
+                layer = max(image.blobs, key=len)
+                assert piece(process, Digest.of(layer), len(layer) // 3, 1000) == layer[len(layer) // 3 :][:1000]
         data = rng.randbytes(300_000)
         status, headers, _ = client.request("POST", f"/v2/{REPO}/blobs/uploads/")
         location = headers["location"]
