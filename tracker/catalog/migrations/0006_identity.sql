@@ -216,6 +216,8 @@ create table join_tokens (
     expires_at timestamptz not null,
     revoked_at timestamptz
 );
+-- A node that was revoked stays here, so that its peer id cannot come back. That is a change of kind 'node', written
+-- by the program with note_change; the list of revocations has the number of the latest one.
 create table nodes (
     peer_id text collate "C" primary key,
     swarm text not null,
@@ -223,14 +225,15 @@ create table nodes (
     labels jsonb not null,
     -- "join token 7", or the subject of the identity token it came with.
     joined_by text not null,
+    -- The join token, so that a node which lost the answer is given another one for the same use.
+    token_id bigint references join_tokens on delete set null,
     enrolled_at timestamptz not null default now(),
     renewed_at timestamptz not null default now(),
     expires_at timestamptz not null,
     revoked_at timestamptz
 );
 create index nodes_revoked on nodes (revoked_at) where revoked_at is not null;
--- Counts revocations: the list with the highest number holds.
-create sequence revocation_numbers;
+create index nodes_token on nodes (token_id);
 
 -- Nonces that were used, until they would not be accepted anyway.
 create unlogged table used_nonces (
