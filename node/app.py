@@ -30,7 +30,7 @@ from p2pregistry.lifetime import orderly
 from p2pregistry.oci.manifest import parse_manifest
 from p2pregistry.pull.commands import Limits
 from p2pregistry.rate import Rates
-from p2pregistry.resolve import Resolver, Trust
+from p2pregistry.resolve import Resolver
 from p2pregistry.routing.advertise import Advertiser
 from p2pregistry.routing.hello import Hello
 from p2pregistry.serve.endpoints import health
@@ -47,6 +47,7 @@ from p2pregistry.store.index import Index, open_index
 from p2pregistry.store.records import StoredManifest
 from p2pregistry.store.recover import discard_partials, reconcile, stale_partials
 from p2pregistry.trust.keys import check_root_public
+from p2pregistry.trusting import Trust
 
 if TYPE_CHECKING:
     from p2pregistry.routing.dht import DhtRouter

@@ -21,17 +21,13 @@ from p2pregistry.errors import BadContent, NotFound, RegistryError, RemoteError,
 from p2pregistry.observe import logger
 from p2pregistry.routing.base import Peer, Router
 from p2pregistry.sources.peer import PeerSource, RemoteManifest
-from p2pregistry.sources.tracker import Swarm, TrackerSource
+from p2pregistry.sources.tracker import TrackerSource
 from p2pregistry.spool import again
 from p2pregistry.store.records import StoredManifest, TagRecord
-from p2pregistry.trust.claims import ManifestClaim, verify_manifest_claim
-from p2pregistry.trust.keys import KeySet
+from p2pregistry.trusting import Trust
 
 #: Seconds that finding a manifest among peers may take.
 PEER_TIMEOUT = 5.0
-#: Seconds between two looks for a newer key set.
-KEY_REFRESH = 10.0
-_ROOT, _KEYS = "root_key", "key_set"
 _log = logger(__name__)
 
 
@@ -43,8 +39,6 @@ class Records(Protocol):
     def manifest(self, digest: Digest) -> StoredManifest | None: ...
     def claims(self, repository: str, digest: Digest) -> list[str]: ...
     def claimed(self, repository: str, digest: Digest) -> BlobRef | None: ...
-    def get_meta(self, key: str) -> bytes | None: ...
-    async def put_meta(self, key: str, value: bytes, *, rebuildable: bool = False) -> None: ...
     async def put_tag(self, repository: str, tag: str, digest: Digest, seen: float) -> None: ...
     async def drop_tag(self, repository: str, tag: str) -> None: ...
     async def put_manifest(
@@ -71,57 +65,6 @@ class _Asking:
         self.done = trio.Event()
         self.found: Found | None = None
         self.failure: RegistryError | None = None
-
-
-class Trust:
-    """The root key this node pins and the key set it verifies with; both outlive restarts."""
-
-    def __init__(self, records: Records, tracker: TrackerSource | None, root_key: str | None) -> None:
-        self._records, self._tracker = records, tracker
-        pinned = records.get_meta(_ROOT)
-        self._root = root_key or (pinned.decode("ascii") if pinned else None)
-        self._keys: KeySet | None = None
-        self._tried = -KEY_REFRESH
-        stored = records.get_meta(_KEYS)
-        if self._root and stored:
-            try:
-                self._keys = KeySet.verify(stored.decode("ascii"), self._root)
-            except BadContent:
-                _log.warning("the stored key set is of another root key; asking the tracker anew")
-
-    @property
-    def root_key(self) -> str | None:
-        """The pinned root key (k4.public...), None before the first contact."""
-        return self._root
-
-    async def learn(self, swarm: Swarm) -> None:
-        """Take the tracker's key set. Without a configured or stored root key the first one seen is pinned.
-
-        Raises BadContent if the set is not signed by the pinned root, or is older than the one in use.
-        """
-        root = self._root or swarm.root_key
-        keys = KeySet.verify(swarm.key_set, root, at_least=self._keys.version if self._keys else 0)
-        if self._root is None:
-            _log.info("trusting this tracker from now on", root_key=root)
-        if self._records.get_meta(_ROOT) != root.encode("ascii"):
-            await self._records.put_meta(_ROOT, root.encode("ascii"))
-        self._root, self._keys = root, keys
-        await self._records.put_meta(_KEYS, swarm.key_set.encode("ascii"))
-
-    async def claim(self, token: str) -> ManifestClaim:
-        """Verify a claim; a newer key set is asked for, now and then, where no key fits. Raises BadContent."""
-        if self._keys is not None:
-            try:
-                return verify_manifest_claim(self._keys, token)
-            except BadContent:
-                if trio.current_time() - self._tried < KEY_REFRESH:
-                    raise
-        self._tried = trio.current_time()
-        if self._tracker is None:
-            raise BadContent("no key set to verify a claim with")
-        await self.learn(await self._tracker.swarm())
-        assert self._keys is not None
-        return verify_manifest_claim(self._keys, token)
 
 
 class Resolver:

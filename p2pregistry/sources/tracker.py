@@ -22,6 +22,8 @@ from p2pregistry.sources.wire import Answer, refusal
 
 #: Seconds that a request for the next piece may wait for its turn at the tracker.
 TURN_TIMEOUT: Final = 60.0
+#: Bytes of the tracker's answer about the swarm: the list of revoked nodes is the most of it.
+MAX_SWARM: Final = 5 << 20
 #: Seconds to wait before asking again, whatever the tracker says.
 _MAX_WAIT: Final = 60.0
 _CONTENT_RANGE: Final = re.compile(r"bytes ([0-9]{1,18})-([0-9]{1,18})/([0-9]{1,18})")
@@ -29,13 +31,17 @@ _CONTENT_RANGE: Final = re.compile(r"bytes ([0-9]{1,18})-([0-9]{1,18})/([0-9]{1,
 
 class Swarm(msgspec.Struct):
     """What the tracker tells of itself: the swarm's name, the registry names it is, where its DHT node listens (multi-
-    addresses), its public root key and signed key set."""
+    addresses), its public root key and signed key set; the signed list of revoked nodes; its clock in unix seconds; and
+    where clients of a node get tokens. Older trackers leave the last three out."""
 
     swarm: str
     root_key: str
     key_set: str
     names: list[str] = []
     libp2p: list[str] = []
+    revocations: str = ""
+    time: float | None = None
+    token_url: str = ""
 
 
 class _Tags(msgspec.Struct):
@@ -97,7 +103,7 @@ class TrackerSource(PeerSource):
     async def swarm(self) -> Swarm:
         """Raises RemoteError."""
         try:
-            return msgspec.json.decode(await self._ask("/p2p/v1/swarm", 1 << 20), type=Swarm)
+            return msgspec.json.decode(await self._ask("/p2p/v1/swarm", MAX_SWARM), type=Swarm)
         except NotFound as err:  # every tracker has this: the URL is that of something else
             raise BadContent("what answers at the tracker's URL is no tracker's peer API") from err
         except JSON_ERRORS as err:

@@ -20,7 +20,7 @@ from p2pregistry.flights import Flights
 from p2pregistry.haves import Haves
 from p2pregistry.objects.files import open_file_objects
 from p2pregistry.pull.commands import Limits
-from p2pregistry.resolve import Resolver, Trust
+from p2pregistry.resolve import Resolver
 from p2pregistry.routing.base import Peer
 from p2pregistry.routing.memory import MemoryNetwork
 from p2pregistry.serve.http import Handler, Request, Response
@@ -34,6 +34,7 @@ from p2pregistry.testing.http import running
 from p2pregistry.testing.tracker_api import AUTHORIZATION, PASSWORD, USER, Registry
 from p2pregistry.trust.claims import sign_manifest_claim
 from p2pregistry.trust.keys import TrackerKeys
+from p2pregistry.trusting import Trust
 from tracker.accounts import Account
 from tracker.announces import MemoryAnnounces
 from tracker.blobs import Blobs
@@ -159,7 +160,7 @@ async def node_stack(
         store = await stack.enter_async_context(open_files(root))
         index = await stack.enter_async_context(open_index(root / "index.lmdb"))
         nursery = await stack.enter_async_context(trio.open_nursery())
-        trust = Trust(index, source, root_key)
+        trust = Trust(index, source, root_key, clock=clock)
         fetched: dict[str, int] = {}
         dropped: list[Digest] = []
         notes: list[RegistryError] = []

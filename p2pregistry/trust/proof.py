@@ -17,7 +17,7 @@ from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption,
 from pyseto import Key
 
 from p2pregistry.errors import BadContent
-from p2pregistry.trust.keys import TOKEN_ERRORS
+from p2pregistry.trust.paserk import TOKEN_ERRORS
 
 PROOF_PURPOSE: Final = b"p2pregistry/v1/peer-proof"
 MAX_PROOF: Final = 2000
