@@ -107,8 +107,8 @@ class Judge(Protocol):
         """Raises BadContent unless it is one for this peer id and swarm, has not expired and was not revoked."""
         ...
 
-    def stands(self, credential: Credential) -> bool:
-        """Whether one that was accepted has not expired since, and its node has not been revoked."""
+    def check(self, credential: Credential, peer_id: str) -> None:
+        """Look again at one that was accepted. Raises BadContent if it has expired or its node was revoked since."""
         ...
 
 
@@ -261,13 +261,17 @@ class Sessions:
             self._drop(next(iter(self._sessions)))
         return caller
 
-    def caller(self, token: str, now: float, stands: Callable[[Credential], bool]) -> Caller | None:
-        """Whose it is. One that is too old, or whose credential does not stand any more, is forgotten."""
+    def caller(self, token: str, now: float, check: Callable[[Credential, str], None]) -> Caller | None:
+        """Whose it is. One that is too old, or whose credential does not pass the check any more, is forgotten."""
         key = _hash(token)
         session = self._sessions.get(key)
         if session is None:
             return None
-        if session.until <= now or not stands(session.credential):
+        try:
+            if session.until <= now:
+                raise BadContent("a session has ended")
+            check(session.credential, session.credential.peer_id)
+        except BadContent:
             self._drop(key)
             return None
         return session.caller

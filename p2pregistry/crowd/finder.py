@@ -27,6 +27,7 @@ from p2pregistry.observe import logger
 from p2pregistry.pull.pieces import Randrange
 from p2pregistry.routing.base import Peer, Router
 from p2pregistry.sources.peer import PeerSource
+from p2pregistry.sources.speaker import Speaker
 from p2pregistry.sources.tracker import TrackerSource
 from p2pregistry.surroundings import Follower
 
@@ -51,12 +52,19 @@ class CrowdFinder:
     """See the module. Run ``serve`` in a nursery first."""
 
     def __init__(
-        self, me: Me, router: Router, tracker: TrackerSource | None, *, randrange: Randrange, limit: int
+        self,
+        me: Me,
+        router: Router,
+        tracker: TrackerSource | None,
+        *,
+        randrange: Randrange,
+        limit: int,
+        speaker: Speaker | None = None,
     ) -> None:
         self._me, self._router, self._tracker, self._limit = me, router, tracker, limit
         self._book = Book(me.peer_id, randrange)
         self._announcer = Announcer(me, tracker, self._book.wanted, self._heard, randrange)
-        self._sources = PeerSources(me.zone)
+        self._sources = PeerSources(me.zone, speaker)
         self._followers: dict[Digest, list[Follower]] = {}
         self._stand: dict[Digest, tuple[Digest, ...]] = {}
         self._streams: dict[str, _Stream] = {}

@@ -8,6 +8,7 @@ from p2pregistry.errors import Unreachable
 from p2pregistry.observe import logger
 from p2pregistry.routing.base import Peer
 from p2pregistry.sources.peer import PeerSource
+from p2pregistry.sources.speaker import Speaker
 
 #: Seconds for which a peer that sent wrong bytes is not asked.
 BAN = 600.0
@@ -15,10 +16,10 @@ _log = logger(__name__)
 
 
 class PeerSources:
-    """Made when first asked for, kept until ``close``."""
+    """Made when first asked for, kept until ``close``. ``speaker``: what shows peers who this node is."""
 
-    def __init__(self, zone: str) -> None:
-        self._zone = zone
+    def __init__(self, zone: str, speaker: Speaker | None = None) -> None:
+        self._zone, self._speaker = zone, speaker
         self._sources: dict[str, PeerSource] = {}
         self._banned: dict[str, float] = {}
 
@@ -31,7 +32,9 @@ class PeerSources:
             if source is not None:
                 source.close()
             try:
-                source = self._sources[peer.peer_id] = PeerSource(peer.peer_id, peer.url, zone=self._zone)
+                source = self._sources[peer.peer_id] = PeerSource(
+                    peer.peer_id, peer.url, zone=self._zone, speaker=self._speaker
+                )
             except Unreachable as err:
                 _log.info("a peer has no address that can be used", peer=peer.peer_id, why=err.message)
                 return None

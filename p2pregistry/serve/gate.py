@@ -120,4 +120,4 @@ class MemoryDesk:
 
     async def caller(self, token: str) -> Caller | None:
         """See Desk."""
-        return self._sessions.caller(token, self._clock(), self._judge.stands)
+        return self._sessions.caller(token, self._clock(), self._judge.check)

@@ -19,6 +19,7 @@ from p2pregistry.errors import BadContent, Unreachable
 from p2pregistry.have_news import MAX_LINE, HaveNews, Watch, read_news
 from p2pregistry.oci.manifest import MANIFEST_LIMIT
 from p2pregistry.sources.base import Incoming
+from p2pregistry.sources.speaker import Speaker
 from p2pregistry.sources.wire import Client, Lines, refusal
 
 #: The longest piece table taken, bytes: that of a blob of about 1 TiB.
@@ -93,16 +94,30 @@ class News:
 
 class PeerSource:
     """Fetches from one peer. ``name`` is its peer id; ``url`` the base of its peer API; ``zone`` this node's own zone,
-    which it is told; ``there`` the peer's, as far as is known."""
+    which it is told; ``there`` the peer's, as far as is known; ``speaker`` shows it who this node is."""
 
     kind = "peer"
 
     def __init__(
-        self, name: str, url: str, *, zone: str = "", connect_timeout: float = 3.0, head_timeout: float = 10.0
+        self,
+        name: str,
+        url: str,
+        *,
+        zone: str = "",
+        speaker: Speaker | None = None,
+        connect_timeout: float = 3.0,
+        head_timeout: float = 10.0,
+        peer_id: str | None = None,
     ) -> None:
         self.name = name
         self.there = ""
-        self.client = Client(url, connect_timeout=connect_timeout, head_timeout=head_timeout)
+        self.client = Client(
+            url,
+            connect_timeout=connect_timeout,
+            head_timeout=head_timeout,
+            peer_id=name if peer_id is None else peer_id,
+            speaker=speaker,
+        )
         self._headers = {"P2P-Zone": zone} if zone else {}
 
     async def table(self, ref: BlobRef) -> dict[bytes, bytes]:

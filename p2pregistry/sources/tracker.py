@@ -18,6 +18,7 @@ from p2pregistry.errors import BadContent, NotFound, Unreachable
 from p2pregistry.messages import MAX_ANNOUNCED, Announce, Announced, pack, read_announced
 from p2pregistry.oci.media import OCTET_STREAM
 from p2pregistry.sources.peer import JSON_ERRORS, MAX_JSON, PeerSource, RemoteManifest, read_manifest
+from p2pregistry.sources.speaker import Speaker
 from p2pregistry.sources.wire import Answer, refusal
 
 #: Seconds that a request for the next piece may wait for its turn at the tracker.
@@ -70,12 +71,32 @@ class Chosen:
 
 
 class TrackerSource(PeerSource):
-    """The tracker. After a failure it is left alone for ``rest`` seconds: pulls do not each wait for a dead one."""
+    """The tracker. After a failure it is left alone for ``rest`` seconds: pulls do not each wait for a dead one.
+
+    ``peer_id``: its own, which is that of all trackers of a database; see PeerSource for ``speaker``.
+    """
 
     kind = "tracker"
 
-    def __init__(self, url: str, *, zone: str = "", timeout: float = 3.0, rest: float = 3.0) -> None:
-        super().__init__("tracker", url, zone=zone, connect_timeout=timeout, head_timeout=timeout)
+    def __init__(
+        self,
+        url: str,
+        *,
+        zone: str = "",
+        timeout: float = 3.0,
+        rest: float = 3.0,
+        peer_id: str = "",
+        speaker: Speaker | None = None,
+    ) -> None:
+        super().__init__(
+            "tracker",
+            url,
+            zone=zone,
+            connect_timeout=timeout,
+            head_timeout=timeout,
+            peer_id=peer_id,
+            speaker=speaker,
+        )
         self._timeout = timeout
         self._rest = rest
         self._down_until = 0.0

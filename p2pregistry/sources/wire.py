@@ -23,10 +23,14 @@ import h11
 import trio
 
 from p2pregistry.errors import BadContent, NotFound, NotYet, RemoteBusy, RemoteError, Unreachable
+from p2pregistry.sessions import MAX_ANSWER
 from p2pregistry.sources.chunks import Chunks
+from p2pregistry.sources.speaker import Speaker, wants_session
 
 #: The longest head of an answer, bytes.
 MAX_HEAD = 32 << 10
+#: The longest body of a refusal, bytes.
+MAX_REFUSAL = 64 << 10
 #: Idle connections kept to one server.
 MAX_IDLE = 8
 #: Seconds after which an idle connection is not used again: below the server's own limit.
@@ -196,9 +200,20 @@ class Lines:
 
 
 class Client:
-    """Connections to one server, ``http://host:port``. Use from one trio run; ``close`` it."""
+    """Connections to one server, ``http://host:port``. Use from one trio run; ``close`` it.
 
-    def __init__(self, url: str, *, connect_timeout: float = 3.0, head_timeout: float = 10.0) -> None:
+    With a ``speaker`` every request shows a session with the server, whose peer id is ``peer_id``.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        *,
+        connect_timeout: float = 3.0,
+        head_timeout: float = 10.0,
+        peer_id: str = "",
+        speaker: Speaker | None = None,
+    ) -> None:
         try:
             parts = urlsplit(url)
             port = parts.port  # looked at only now: a peer may tell us any text
@@ -211,6 +226,7 @@ class Client:
         self._authority = parts.netloc
         self._closed = False
         self._connect_timeout, self._head_timeout = connect_timeout, head_timeout
+        self._peer_id, self._speaker = peer_id, speaker
         self._idle: list[_Connection] = []
 
     @asynccontextmanager
@@ -226,12 +242,47 @@ class Client:
         """Send a request; the answer whatever its status. Raises Unreachable or BadContent.
 
         ``head_timeout``: seconds its head may take where that is not what the client was made with. A request may be
-        sent twice: the server may have closed a connection just as it was taken up again.
+        sent twice: the server may have closed a connection just as it was taken up again, or forgotten the session.
         """
+        patience = self._head_timeout if head_timeout is None else head_timeout
+        stale: str | None = None
+        while True:
+            shown = await self._shown(headers or {}, stale)
+            async with self._once(method, target, shown, body, patience) as answer:
+                if stale is not None or self._speaker is None or not wants_session(answer.status, answer.headers):
+                    yield answer
+                    return
+                await answer.read(MAX_REFUSAL)
+                stale = shown["Authorization"]
+
+    async def _shown(self, headers: dict[str, str], stale: str | None = None) -> dict[str, str]:
+        """With what the server knows this node by. Raises RemoteError."""
+        if self._speaker is None:
+            return headers
+        return headers | {"Authorization": await self._speaker.authorization(self._peer_id, self._post, stale=stale)}
+
+    async def _post(self, target: str, body: bytes) -> bytes:
+        """What a session is made with: without one. Raises RemoteError."""
+        headers = {"Content-Type": "application/json"}
+        try:
+            with trio.fail_after(self._head_timeout):
+                async with self._once("POST", target, headers, body, self._head_timeout) as answer:
+                    data = await answer.read(MAX_ANSWER if answer.status == 200 else MAX_REFUSAL)
+        except trio.TooSlowError as err:
+            raise Unreachable("no session in time") from err
+        if answer.status == 429:
+            raise refusal(answer)
+        if answer.status != 200:
+            raise Unreachable(f"it gives this node no session: it answered {answer.status}")
+        return data
+
+    @asynccontextmanager
+    async def _once(
+        self, method: str, target: str, headers: dict[str, str], body: bytes, patience: float
+    ) -> AsyncIterator[Answer]:
         connection = await self._connection()
         keep = False
-        patience = self._head_timeout if head_timeout is None else head_timeout
-        request = self._head(method, target, headers or {}, body)
+        request = self._head(method, target, headers, body)
         try:
             try:
                 answer, keep = await self._exchange(connection, method, request, patience)
@@ -259,7 +310,7 @@ class Client:
         try:
             with trio.fail_after(self._head_timeout):
                 async with self.request("GET", target, headers) as answer:
-                    body = await answer.read(limit if answer.status == 200 else min(limit, 64 << 10))
+                    body = await answer.read(limit if answer.status == 200 else min(limit, MAX_REFUSAL))
         except trio.TooSlowError as err:
             raise Unreachable("no whole answer in time") from err
         if answer.status != 200:
@@ -298,11 +349,15 @@ class Client:
         ``silence``: seconds that one line may take; ``limit``: its bytes at most. Raises NotFound, RemoteBusy,
         Unreachable or BadContent where the answer is no success, or has not begun in time.
         """
+        shown = await self._shown(headers)
         stream = (await self._open()).stream
         try:
-            request = self._head("POST", target, headers, body)
-            event, machine = await self._in_time(stream, "POST", request, self._head_timeout)
-            found = _fields(event)
+            event, machine, found = await self._lines_begin(stream, target, shown, body)
+            if self._speaker is not None and wants_session(event.status_code, found):
+                stream.socket.close()
+                shown = await self._shown(headers, shown["Authorization"])
+                stream = (await self._open()).stream
+                event, machine, found = await self._lines_begin(stream, target, shown, body)
             if event.status_code != 200:
                 raise refusal(Answer(event.status_code, found, 0, memoryview(b""), stream, 0))
             chunked = found.get("transfer-encoding", "").strip().lower() == "chunked"
@@ -312,6 +367,13 @@ class Client:
                 raise Unreachable("it has fallen silent")
         finally:
             stream.socket.close()
+
+    async def _lines_begin(
+        self, stream: trio.SocketStream, target: str, headers: dict[str, str], body: bytes
+    ) -> tuple[h11.Response, h11.Connection, dict[str, str]]:
+        request = self._head("POST", target, headers, body)
+        event, machine = await self._in_time(stream, "POST", request, self._head_timeout)
+        return event, machine, _fields(event)
 
     def _head(self, method: str, target: str, headers: dict[str, str], body: bytes) -> bytes:
         """A request as it is sent, its body too."""

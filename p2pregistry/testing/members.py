@@ -60,13 +60,14 @@ class Authority:
     def judge(self, token: str, peer_id: str) -> Credential:
         """The same, without waiting."""
         found = verify_credential(self.keys, token)
-        if found.peer_id != peer_id or found.swarm != self.swarm or not self.stands(found):
-            raise BadContent("a credential that does not count here")
+        self.check(found, peer_id)
         return found
 
-    def stands(self, credential: Credential) -> bool:
+    def check(self, credential: Credential, peer_id: str) -> None:
         """See sessions.Judge."""
-        return credential.expires > self._clock() and credential.peer_id not in self.revoked
+        good = credential.peer_id == peer_id and credential.swarm == self.swarm
+        if not good or credential.expires <= self._clock() or peer_id in self.revoked:
+            raise BadContent("a credential that does not count here")
 
 
 async def open_session(desk: Desk, member: Member, credential: str, to: str) -> str:

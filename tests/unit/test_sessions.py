@@ -53,6 +53,14 @@ def credential(peer_id: str) -> Credential:
     return Credential(peer_id, "default", "c", 0, 1)
 
 
+def passes(_credential: Credential, _peer_id: str) -> None:
+    pass
+
+
+def fails(_credential: Credential, _peer_id: str) -> None:
+    raise BadContent("revoked")
+
+
 def counted() -> Iterator[bytes]:
     for number in range(10**6):
         yield number.to_bytes(32, "big")
@@ -163,20 +171,20 @@ def test_sessions_are_bounded_in_all_and_for_each_peer() -> None:
     for number in range(100):
         sessions.add(f"greedy {number}", credential("greedy"), 0.0)
     assert len(sessions) == 2
-    assert sessions.caller("greedy 99", 0.0, lambda _: True) == Caller("greedy", ())
-    assert sessions.caller("greedy 97", 0.0, lambda _: True) is None
+    assert sessions.caller("greedy 99", 0.0, passes) == Caller("greedy", ())
+    assert sessions.caller("greedy 97", 0.0, passes) is None
     for number in range(4):
         sessions.add(f"other {number}", credential(f"other {number}"), 0.0)
     assert len(sessions) == 4
-    assert sessions.caller("greedy 99", 0.0, lambda _: True) is None
+    assert sessions.caller("greedy 99", 0.0, passes) is None
 
 
 def test_a_session_that_ended_is_forgotten() -> None:
     sessions = Sessions()
     sessions.add("a", credential("a"), 0.0)
     sessions.add("b", credential("b"), 0.0)
-    assert sessions.caller("a", 1.0, lambda _: False) is None
-    assert sessions.caller("b", SESSION_LIFE, lambda _: True) is None
+    assert sessions.caller("a", 1.0, fails) is None
+    assert sessions.caller("b", SESSION_LIFE, passes) is None
     assert len(sessions) == 0
 
 
