@@ -29,7 +29,8 @@ def routes(sweeper: Sweeper, garbage: Garbage) -> Routes:
     """``/gc``, ``/retention``, ``/scrub`` and ``/runs``."""
 
     async def collect(request: Request) -> object:
-        return {"figures": await sweeper.collect(dry_run=request.param("dry_run") == "true")}
+        dry_run, most = request.param("dry_run") == "true", request.param("orphans") == "true"
+        return {"figures": await sweeper.collect(dry_run=dry_run, most=most)}
 
     async def runs(request: Request) -> object:
         return {"runs": [asdict(run) for run in await garbage.runs(limit=number(request, "n", 20, 1000))]}

@@ -9,7 +9,7 @@ import hashlib
 import math
 import secrets
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Final
@@ -30,6 +30,11 @@ from tracker.retention import Tagged, to_go
 BATCH: Final = 500
 #: An object that nothing knows of must be older than this to go, in seconds: somebody may be about to record it.
 ORPHAN: Final = 86400.0
+#: So many of them go without further question, and of more than that as many as are not most of the store: a tracker
+#: that was started with another database knows of none, and they may be somebody's only copy.
+FEW: Final = 100
+#: Names of them that one run keeps in mind.
+_LOOSE: Final = 100_000
 #: Seconds between two searches for such objects by itself.
 SEARCH_EVERY: Final = 86400.0
 #: Seconds between two times that pulls are written down, and counts that are kept at most until then.
@@ -107,10 +112,13 @@ class Sweeper:
 
     # --------------------------------------------------------------------------------------------------------- runs
 
-    async def collect(self, *, dry_run: bool = False, every: float | None = None) -> dict[str, int] | None:
-        """A collection; what it came to. With ``every``: None if there was one so lately. Raises LocalError."""
+    async def collect(
+        self, *, dry_run: bool = False, every: float | None = None, most: bool = False
+    ) -> dict[str, int] | None:
+        """A collection; what it came to. With ``every``: None if there was one so lately. ``most``: objects that
+        nothing knows of go also where they are most of the store. Raises LocalError."""
         search = every is None or trio.current_time() - self._searched > SEARCH_EVERY
-        done = await self._recorded("collect", dry_run, every, lambda: self._collect(dry_run, search))
+        done = await self._recorded("collect", dry_run, every, lambda: self._collect(dry_run, search, most))
         if done is not None and search and not dry_run:
             self._searched = trio.current_time()
         return done
@@ -170,19 +178,19 @@ class Sweeper:
 
     # ------------------------------------------------------------------------------------------------------- collect
 
-    async def _collect(self, dry_run: bool, search: bool) -> dict[str, int]:
+    async def _collect(self, dry_run: bool, search: bool, most: bool) -> dict[str, int]:
         """``search``: also for objects that nothing knows of, which means listing the store."""
         pace = self._pace
         if dry_run:
             found = await self._garbage.forecast(pace.grace + TOUCH, pace.untagged)
-            loose = [name async for name in self._orphans()]
-            return {
+            figures = {
                 "manifests": found.manifests,
                 "links": found.links,
                 "blobs": found.blobs,
                 "bytes": found.bytes,
-                "orphans": len(loose),
             }
+            loose, spared = await self._orphans(most)
+            return {**figures, "orphans": len(loose), **spared}
         manifests = 0
         if pace.untagged is not None:
             untagged = pace.untagged
@@ -190,19 +198,11 @@ class Sweeper:
         links = await _all(lambda: self._garbage.unlink(pace.grace + TOUCH, BATCH))
         blobs = await _all(lambda: self._garbage.condemn(BATCH))
         objects, freed = await self._delete_condemned()
-        orphans = 0
-        if search:
-            async for name in self._orphans():
-                await self._objects.delete(name)
-                orphans += 1
-        return {
-            "manifests": manifests,
-            "links": links,
-            "blobs": blobs,
-            "objects": objects,
-            "bytes": freed,
-            "orphans": orphans,
-        }
+        orphans, spared = await self._orphans(most) if search else ([], {})
+        for name in orphans:
+            await self._objects.delete(name)
+        figures = {"manifests": manifests, "links": links, "blobs": blobs, "objects": objects, "bytes": freed}
+        return {**figures, "orphans": len(orphans), **spared}
 
     async def _delete_condemned(self) -> tuple[int, int]:
         """Objects and bytes that went."""
@@ -227,18 +227,31 @@ class Sweeper:
                     count += len(done)
         return count, freed
 
-    async def _orphans(self) -> AsyncIterator[str]:
-        """Objects that nothing knows of: somebody died before recording one, or a database was restored."""
-        before, names = self._now() - ORPHAN, list[str]()
+    async def _orphans(self, most: bool) -> tuple[list[str], dict[str, int]]:
+        """Objects that nothing knows of: somebody died before recording one, or a database was restored. Without
+        ``most`` none if they are most of the store; how many were spared for that is the figure that comes along."""
+        before, there = self._now() - ORPHAN, 0
+        names: list[str] = []
+        found: list[str] = []
         async for stored in self._objects.objects():
+            there += 1
             if stored.modified < before:
                 names.append(stored.name)
             if len(names) >= BATCH:
-                for name in sorted(await self._garbage.unknown(names)):
-                    yield name
+                found += sorted(await self._garbage.unknown(names))
                 names = []
-        for name in sorted(await self._garbage.unknown(names)) if names else ():
-            yield name
+            if len(found) >= _LOOSE:
+                break
+        if names:
+            found += sorted(await self._garbage.unknown(names))
+        if most or len(found) <= max(FEW, there // 2):
+            return found, {}
+        _log.error(
+            "the database does not know most objects in the store, so none of those is removed: is it another one's?",
+            unknown=len(found),
+            objects=there,
+        )
+        return [], {"spared": len(found)}
 
     # ----------------------------------------------------------------------------------------------------- retention
 

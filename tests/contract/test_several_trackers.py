@@ -203,6 +203,8 @@ def test_clients_can_be_sent_to_the_bucket(tmp_path: Path, database: str, bucket
         assert headers["location"].startswith(config.endpoint)
         with urllib.request.urlopen(headers["location"], timeout=PATIENCE) as answer:
             assert answer.read() == data
+        status, headers, _ = client.request("HEAD", f"/v2/{REPO}/blobs/{Digest.of(data)}")
+        assert (status, headers["content-length"]) == (200, "100000"), "a link is signed for GET only"
         assert client.request("GET", f"/v2/{REPO}/blobs/{Digest.of(b'other')}")[0] == 404
 
 

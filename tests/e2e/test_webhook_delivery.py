@@ -99,6 +99,10 @@ def test_pushes_and_deletions_are_told_signed_and_can_be_replayed(tmp_path: Path
         assert command(process, "webhook", "replay", str(hook))["replayed"] == 2
         again = {json.loads(receiver.next()[2])["id"] for _ in range(2)}
         assert again == {event["id"], deleted["id"]}
+        command(process, "quota", "set", "acme", "1B")
+        assert client.request("POST", "/v2/acme/api/blobs/uploads/")[0] == 403
+        exceeded = json.loads(receiver.next()[2])
+        assert (exceeded["type"], exceeded["data"]["namespace"]) == ("p2pregistry.quota", "acme")
         states = {one["state"] for one in settled(process, hook)}
         assert states == {"delivered"}
         log = command(process, "audit", "--repository", "acme/api", "--action", "manifest")["audit"]

@@ -18,7 +18,7 @@ from tracker.catalog.check import BY, Signer, manifest
 from tracker.catalog.garbage_memory import MemoryGarbage
 from tracker.catalog.memory import MemoryCatalog
 from tracker.retention import Rule, Tagged, to_go
-from tracker.sweeper import ORPHAN, Pace, Pulls, Sweeper
+from tracker.sweeper import FEW, ORPHAN, Pace, Pulls, Sweeper
 
 NOW = datetime(2026, 6, 1, tzinfo=UTC)
 DAY = 86400.0
@@ -121,6 +121,22 @@ async def test_objects_that_nothing_knows_of_go_after_a_day(mock_clock: trio.tes
     await registry.objects.put("u/aa/new", b"y")
     assert (await registry.sweeper.collect() or {})["orphans"] == 1
     assert list(registry.objects.held.objects) == ["u/aa/new"]
+
+
+async def test_a_store_that_the_database_does_not_know_is_left_alone(mock_clock: trio.testing.MockClock) -> None:
+    """A tracker that was started with another database must not empty somebody's bucket."""
+    registry = Registry()
+    await registry.push("a", b"kept", "1")
+    for number in range(FEW + 1):
+        await registry.objects.put(f"u/bb/{number}", b"x")
+    mock_clock.jump(ORPHAN + 1)
+    for dry_run in (True, False):
+        done = await registry.sweeper.collect(dry_run=dry_run) or {}
+        assert (done["orphans"], done["spared"]) == (0, FEW + 1)
+    assert len(registry.objects.held.objects) == FEW + 2
+    done = await registry.sweeper.collect(most=True) or {}
+    assert (done["orphans"], done.get("spared")) == (FEW + 1, None)
+    assert list(registry.objects.held.objects.values()) == [b"kept"]
 
 
 async def test_retention_removes_tags_and_spares_what_is_refused(mock_clock: trio.testing.MockClock) -> None:

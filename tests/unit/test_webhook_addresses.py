@@ -103,7 +103,9 @@ async def test_a_name_that_resolves_to_the_inside_is_refused(answer: str) -> Non
 
 
 async def test_the_connection_goes_to_the_address_that_was_looked_at(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A second look-up, which would give loopback, never happens."""
+    """A second look-up, which would give loopback, never happens; nor does a proxy of the environment."""
+    for name in ("HTTP_PROXY", "http_proxy", "ALL_PROXY", "all_proxy"):
+        monkeypatch.setenv(name, "http://192.0.2.1:3128")
     resolver = Resolver("93.184.216.34", "127.0.0.1")
     trio.socket.set_custom_hostname_resolver(resolver)
     reached: list[str] = []

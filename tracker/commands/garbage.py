@@ -14,9 +14,10 @@ _dry_run = click.option("--dry-run", is_flag=True, help="Say what would go, and 
 
 @click.command()
 @_dry_run
+@click.option("--orphans", is_flag=True, help="Remove what the database does not know, even most of the store.")
 @click.option("--history", is_flag=True, help="Show the latest runs in place of beginning one.")
 @with_tracker
-def gc(console: Console, dry_run: bool, history: bool) -> None:
+def gc(console: Console, dry_run: bool, orphans: bool, history: bool) -> None:
     """Remove bytes that nothing refers to. Pushes and pulls go on meanwhile."""
     if history:
         answer = console.ask("GET", "/runs")
@@ -32,7 +33,8 @@ def gc(console: Console, dry_run: bool, history: bool) -> None:
         ]
         console.show(answer, lambda: table(rows, ("id", "kind", "began", "ended", "result")))
         return
-    answer = console.ask("POST", "/gc", timeout=None, dry_run="true" if dry_run else None)
+    wanted = {"dry_run": dry_run, "orphans": orphans}
+    answer = console.ask("POST", "/gc", timeout=None, **{name: "true" for name, on in wanted.items() if on})
     console.show(answer, lambda: pairs_of(_figures(answer["figures"])))
 
 
