@@ -16,13 +16,14 @@ pytestmark = pytest.mark.e2e
 HERE = Path(__file__).parents[2]
 
 
-def older(folder: Path) -> Path:
-    """This program without its newest migration, which says that it serves the one before."""
+def newer(folder: Path) -> Path:
+    """This program with one migration more, which says that it serves this one."""
     for package in ("p2pregistry", "node", "tracker"):
         shutil.copytree(HERE / package, folder / package, ignore=shutil.ignore_patterns("__pycache__"))
-    newest = load()[-1]
-    assert newest.serves < newest.version
-    (folder / "tracker" / "catalog" / "migrations" / f"{newest.name}.sql").unlink()
+    last = load()[-1].version
+    (folder / "tracker" / "catalog" / "migrations" / f"{last + 1:04}_more.sql").write_text(
+        f"-- serves: {last}\n\nalter table repositories add column more text;\n"
+    )
     return folder
 
 
@@ -37,20 +38,21 @@ def test_an_older_program_serves_beside_a_newer_one_and_starts_again(
         "storage.path": str(tmp_path / "blobs"),
         "uploads.min_free": "0",
     }
-    before, now = load()[-2].version, load()[-1].version
-    program = older(tmp_path / "program")
-    monkeypatch.chdir(program)  # where "python -m" looks first
+    before = load()[-1].version
+    now = before + 1
+    program = newer(tmp_path / "program")
+    monkeypatch.chdir(HERE)  # where "python -m" looks first
     with tracker(tmp_path / "old", shared) as old:
         assert schema(database) == before
         Client(old).push("acme/api", "t0", images[0])
-        monkeypatch.chdir(HERE)
+        monkeypatch.chdir(program)
         with tracker(tmp_path / "new", shared) as new:
             assert schema(database) == now
             Client(old).push("acme/api", "t1", images[1])
             Client(new).push("acme/api", "t2", images[2])
             for client in (Client(old), Client(new)):
                 assert all(client.tag_there("acme/api", f"t{number}", image) for number, image in enumerate(images))
-    monkeypatch.chdir(program)
+    monkeypatch.chdir(HERE)
     with tracker(tmp_path / "old", shared) as old:
         assert Client(old).tag_there("acme/api", "t2", images[2])
     with psycopg.connect(database, autocommit=True) as connection:
