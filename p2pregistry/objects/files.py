@@ -15,6 +15,7 @@ import fcntl
 import os
 import re
 import secrets
+import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -33,6 +34,8 @@ WORKERS: Final = 16
 #: Where files are made before they get their name; no name of an object begins with a dot.
 _MAKING: Final = ".making"
 _TEMPORARY: Final = re.compile(r"[0-9a-f]{32}")
+#: Seconds after which such a file goes, if nobody holds it any more and nothing was written to it.
+_STALE: Final = 3600.0
 _COPY: Final = 1 << 20
 
 _T = TypeVar("_T")
@@ -181,7 +184,8 @@ class FileObjects:
             yield stored
 
     async def drafts(self) -> AsyncIterator[Stored]:
-        """See ObjectStore."""
+        """See ObjectStore. Files that a process has left which died while it made them are removed on the way."""
+        await self._run("cannot list a directory", _tidy, self.root / "uploads" / _MAKING, time.time() - _STALE)
         async for stored in self._walk(self.root / "uploads"):
             if stored.size:
                 yield stored
@@ -282,6 +286,19 @@ def _new(root: Path) -> Path:
     return root / "uploads" / _MAKING / secrets.token_hex(16)
 
 
+def _tidy(folder: Path, before: float) -> None:
+    for path in folder.iterdir():
+        if _TEMPORARY.fullmatch(path.name) is None:
+            continue
+        with contextlib.suppress(FileNotFoundError):  # its maker is done with it
+            fd = os.open(path, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
+            try:
+                if os.fstat(fd).st_mtime < before and _lock(fd):
+                    path.unlink()
+            finally:
+                os.close(fd)
+
+
 def _publish(fd: int, draft: Path, target: Path) -> None:
     sync(fd)
     _directory(target.parent, _top(target))
@@ -365,7 +382,7 @@ def _probe(root: Path) -> None:
             raise OSError(0, f"{folder} cannot be written")
     making = _new(root)
     os.close(os.open(making, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
-    making.unlink()
+    making.unlink(missing_ok=True)
 
 
 def _share(root: Path) -> int:

@@ -73,6 +73,20 @@ async def test_a_draft_is_locked_while_it_is_open(tmp_path: Path) -> None:
             os.close(fd)
 
 
+async def test_what_a_process_left_that_died_while_it_made_a_file_goes(tmp_path: Path) -> None:
+    async with open_file_objects(tmp_path) as store:
+        making = tmp_path / "uploads" / ".making"
+        left, held, fresh, other = (making / name for name in ("a" * 32, "b" * 32, "c" * 32, "notes"))
+        for path in (left, held, fresh, other):
+            path.write_bytes(b"bytes")
+            if path is not fresh:
+                os.utime(path, (0, 0))
+        with held.open("rb") as file:
+            fcntl.flock(file, fcntl.LOCK_EX)
+            assert [stored.name async for stored in store.drafts()] == []
+        assert sorted(making.iterdir()) == [held, fresh, other]
+
+
 async def test_an_object_that_changed_its_size_is_not_served(tmp_path: Path) -> None:
     async with open_file_objects(tmp_path) as store:
         await store.put("u/aa/one", b"bytes")
