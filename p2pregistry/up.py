@@ -147,7 +147,11 @@ class _Swarm:
             "peer": {"host": "127.0.0.1", "port": ports.peer},
             "libp2p": {"host": "127.0.0.1", "port": ports.libp2p},
             "metrics": {"host": "127.0.0.1", "port": ports.metrics},
-            "auth": {"username": USERNAME, "password_file": str(self._plan.data_dir / "password")},
+            "auth": {
+                "username": USERNAME,
+                "password_file": str(self._plan.data_dir / "password"),
+                "new_repositories": "public",
+            },
         }
 
     def _node_settings(self, index: int, ports: Ports, tracker: Mapping[str, Any]) -> dict[str, dict[str, object]]:

@@ -134,7 +134,7 @@ def _assemble(
     objects: ObjectStore,
     router: DhtRouter,
 ) -> _Parts:
-    catalog = PostgresCatalog(db)
+    catalog = PostgresCatalog(db, private=settings.auth.new_repositories == "private")
     uploads = Uploads(catalog, catalog.sessions, objects, _limits(settings))
     key_set = keys.key_set()
 

@@ -117,7 +117,12 @@ class Auth(Section, frozen=True):
     password_file: Annotated[
         str | None, Setting("A file whose first line is that user's password.", example="/run/secrets/password")
     ] = None
-    anonymous_pull: Annotated[bool, Setting("Anyone who reaches the registry may pull from it.")] = True
+    anonymous_pull: Annotated[
+        bool, Setting("Anyone who reaches the registry may pull public repositories from it.")
+    ] = True
+    new_repositories: Annotated[
+        Literal["private", "public"], Setting("What a repository is when it is pushed to for the first time.")
+    ] = "private"
 
 
 class Keys(Section, frozen=True):

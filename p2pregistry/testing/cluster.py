@@ -195,7 +195,11 @@ class Separate(Cluster):
     def __init__(self, folder: Path, stack: ExitStack) -> None:
         self._folder, self._stack = folder, stack
         (folder / "password").write_text(_PASSWORD, encoding="utf-8")
-        auth = {"auth.username": _USER, "auth.password_file": str(folder / "password")}
+        auth = {
+            "auth.new_repositories": "public",
+            "auth.username": _USER,
+            "auth.password_file": str(folder / "password"),
+        }
         tracker = self._start("tracker", "tracker", {"registry.port": "0", **auth})
         super().__init__(tracker, [], _USER, _PASSWORD)
 

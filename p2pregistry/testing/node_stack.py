@@ -84,7 +84,7 @@ async def origin(root: Path) -> AsyncIterator[Origin]:
     """A tracker with its catalog in memory and its peer API on a free port."""
     keys = TrackerKeys.load_or_create(root / "keys")
     async with open_file_objects(root) as objects:
-        catalog = MemoryCatalog()
+        catalog = MemoryCatalog(private=False)
         uploads = Uploads(catalog, catalog.sessions, objects)
         push = RegistryApi(
             catalog,

@@ -82,7 +82,7 @@ def manifest_of(config: bytes, *layers: bytes, **more: object) -> bytes:
 async def registry(root: Path, **options: Any) -> AsyncIterator[Registry]:
     """Over ``root``; ``options`` go to RegistryApi."""
     async with open_file_objects(root) as objects:
-        catalog = MemoryCatalog()
+        catalog = MemoryCatalog(private=False)
         limits = Limits(expiry=options.pop("expiry", 3600.0), open=options.pop("limit", 100), wait=0.0)
         uploads = Uploads(catalog, catalog.sessions, objects, limits)
         claims: list[ManifestClaim] = []

@@ -55,6 +55,7 @@ def tracker(folder: Path, settings: Mapping[str, str] | None = None) -> Iterator
         "metrics.port": "0",
         "auth.username": _USER,
         "auth.password_file": str(folder / "password"),
+        "auth.new_repositories": "public",
         **(settings or {}),
     }
     command = [sys.executable, "-m", "p2pregistry", "tracker", "run", "--json", "--data-dir", str(folder / "data")]

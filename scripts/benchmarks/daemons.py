@@ -105,7 +105,7 @@ def tracker_settings(folder: Path, address: str) -> dict[str, dict[str, object]]
         "peer": {"host": address, "port": 5051},
         "libp2p": {"host": address, "port": 5052},
         "metrics": {"host": "127.0.0.1", "port": 5053},
-        "auth": {"username": "bench", "password_file": str(password)},
+        "auth": {"username": "bench", "password_file": str(password), "new_repositories": "public"},
     }
 
 

@@ -8,10 +8,11 @@ from typing import Final, Protocol
 
 from p2pregistry.content.metainfo import BlobRef, Metainfo
 from p2pregistry.digest import Digest
-from p2pregistry.errors import RequestError
+from p2pregistry.errors import NotFound, RequestError
 from tracker.catalog.policies import Policies
 from tracker.catalog.sessions import Lease, Sessions
 from tracker.catalog.trail import By
+from tracker.catalog.visible import Visible
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,6 +72,11 @@ def still_referred_to(digest: Digest) -> RequestError:
     )
 
 
+def no_repository(repository: str) -> NotFound:
+    """That there is none of this name."""
+    return NotFound("NAME_UNKNOWN", "no such repository", detail={"name": repository})
+
+
 #: Signs a claim for a manifest; called with the blobs it may name, in the order of the manifest, without duplicates.
 Sign = Callable[[Sequence[BlobRef]], str]
 
@@ -80,7 +86,8 @@ TOUCH: Final = 60
 
 
 class Catalog(Protocol):
-    """Everything is per repository: a blob is visible in a repository only if it was pushed or mounted there.
+    """Everything is per repository: a blob is visible in a repository only if it was pushed or mounted there. A new
+    repository is private or public as the catalog was told when it was made.
 
     Each method is one transaction. Concurrent calls for the same thing both succeed; the first push to a repository
     creates it. A failed database raises LocalError.
@@ -112,9 +119,11 @@ class Catalog(Protocol):
         upload's lease is lost and the repository has no such blob, and QuotaExceeded.
         """
 
-    async def mount_blob(self, repository: str, digest: Digest, source: str | None, by: By) -> BlobRef | None:
-        """Put a blob of ``source`` (None: of any repository) in ``repository``; None if it is not there. Raises
-        QuotaExceeded."""
+    async def mount_blob(
+        self, repository: str, digest: Digest, source: str | None, by: By, *, visible: Visible | None = None
+    ) -> BlobRef | None:
+        """Put a blob of ``source`` (None: of any repository) in ``repository``; None if it is not there, or only in
+        repositories that are not ``visible``: who pushes gets nothing that he may not pull. Raises QuotaExceeded."""
 
     async def blob(self, repository: str, digest: Digest, *, renew: bool = False) -> BlobHere | None:
         """A blob of this repository, or None. ``renew``: the answer is a promise that the blob stays for the grace
@@ -154,8 +163,20 @@ class Catalog(Protocol):
     async def tags(self, repository: str, *, after: str = "", limit: int = 1000) -> list[str]:
         """Tags in ASCII order, those greater than ``after``. Raises NotFound (NAME_UNKNOWN)."""
 
-    async def repositories(self, *, after: str = "", limit: int = 1000) -> list[str]:
-        """Names of repositories in ASCII order, those greater than ``after``."""
+    async def repositories(self, *, after: str = "", limit: int = 1000, visible: Visible | None = None) -> list[str]:
+        """Names of repositories in ASCII order, those greater than ``after``, and only those that are ``visible``."""
+
+    async def repositories_with_blob(
+        self, digest: Digest, limit: int = 20, *, visible: Visible | None = None
+    ) -> list[str]:
+        """Repositories with a manifest whose claim names the blob, in ASCII order, and only those that are
+        ``visible``: a blob may be in more than could be looked at one by one."""
+
+    async def visibility(self, repository: str) -> bool | None:
+        """Whether it is private; None if there is no such repository."""
+
+    async def set_visibility(self, repository: str, private: bool, by: By) -> None:
+        """Make it private or public. Raises NotFound (NAME_UNKNOWN)."""
 
     async def referrers(
         self,
@@ -181,3 +202,7 @@ class Catalog(Protocol):
         """Remove a blob from this repository. False if it is not there.
 
         Raises RequestError (UNSUPPORTED, status 405) while a manifest of the repository refers to it."""
+
+    async def delete_repository(self, repository: str, by: By) -> bool:
+        """Remove it with its tags, manifests and links to blobs. False if it is not there. Raises RequestError (DENIED)
+        if one of its tags is immutable."""

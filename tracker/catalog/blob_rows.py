@@ -18,6 +18,8 @@ from tracker.catalog.sessions import Lease, unknown
 from tracker.catalog.sessions_postgres import end_upload
 from tracker.catalog.trail import By, record
 from tracker.catalog.usage import linked
+from tracker.catalog.visible import Visible
+from tracker.catalog.visible_postgres import ADMITTED, admission
 from tracker.db import Connection
 
 _HERE: Final = """
@@ -53,31 +55,34 @@ _LINK: Final = """
 insert into repository_blobs (repository_id, blob_id) values (%s, %s)
 on conflict (repository_id, blob_id) do update set touched_at = now() returning xmax = 0
 """
-_SOURCE: Final = """
+_SOURCE: Final = f"""
 select b.id, b.digest, b.size, b.root from blobs b
 join repository_blobs rb on rb.blob_id = b.id join repositories r on r.id = rb.repository_id
-where b.digest = %s and not b.damaged and (%s::text is null or r.name = %s) limit 1 for key share of b, rb
-"""
+where b.digest = %s and not b.damaged and (%s::text is null or r.name = %s) and {ADMITTED} limit 1
+for key share of b, rb
+"""  # noqa: S608 - constants
 
 
-def repository_id(connection: Connection, name: str) -> int:
-    """The id of a repository, which is made if it is not there."""
+def repository_id(connection: Connection, name: str, private: bool) -> int:
+    """The id of a repository, which is made if it is not there, private or not; it stays until the commit."""
     # The plain look-up first: an insert that meets a row still uses up an id and writes to the log.
-    for _ in range(2):
-        row = connection.execute("select id from repositories where name = %s", (name,)).fetchone()
+    for _ in range(3):
+        row = connection.execute("select id from repositories where name = %s for key share", (name,)).fetchone()
         if row is None:
             row = connection.execute(
-                "insert into repositories (name) values (%s) on conflict (name) do nothing returning id", (name,)
+                "insert into repositories (name, private) values (%s, %s) on conflict (name) do nothing returning id",
+                (name, private),
             ).fetchone()
         if row is not None:
             return int(row[0])
-        # Another transaction made it while this one waited; the next statement sees it.
+        # Another transaction made it, or removed it, while this one waited; the next statement sees it.
     raise RuntimeError("a repository was removed while it was being made")
 
 
 def add_blob(
     connection: Connection,
     repository: str,
+    private: bool,
     blob: Metainfo,
     name: str,
     by: By,
@@ -91,7 +96,7 @@ def add_blob(
             raise unknown(upload.id)
         return there.object  # this very call, or another process, has done it before
     blob_id, used = _store(connection, blob, name, lost)
-    if _link(connection, repository, blob_id):
+    if _link(connection, repository, private, blob_id):
         record(connection, by, "blob.push", repository, digest=str(blob.digest), detail={"size": blob.size})
     return used
 
@@ -118,9 +123,9 @@ def _store(connection: Connection, blob: Metainfo, name: str, lost: str | None) 
     return blob_id, held
 
 
-def _link(connection: Connection, repository: str, blob_id: int) -> bool:
+def _link(connection: Connection, repository: str, private: bool, blob_id: int) -> bool:
     """Put the blob in the repository, with a new grace time; whether it was not there. Raises QuotaExceeded."""
-    number = repository_id(connection, repository)
+    number = repository_id(connection, repository, private)
     row = connection.execute(_LINK, (number, blob_id)).fetchone()
     assert row is not None
     if row[0]:
@@ -129,12 +134,21 @@ def _link(connection: Connection, repository: str, blob_id: int) -> bool:
     return bool(row[0])
 
 
-def mount_blob(connection: Connection, repository: str, digest: Digest, source: str | None, by: By) -> BlobRef | None:
+def mount_blob(
+    connection: Connection,
+    repository: str,
+    private: bool,
+    digest: Digest,
+    source: str | None,
+    visible: Visible | None,
+    by: By,
+) -> BlobRef | None:
     """See Catalog."""
-    row = connection.execute(_SOURCE, (digest_key(digest), source, source)).fetchone()
+    parameters = (digest_key(digest), source, source, *admission(visible))
+    row = connection.execute(_SOURCE.encode(), parameters).fetchone()
     if row is None:
         return None
-    if _link(connection, repository, row[0]):
+    if _link(connection, repository, private, row[0]):
         record(connection, by, "blob.mount", repository, reference=source, digest=str(digest), detail={"size": row[2]})
     return BlobRef(key_digest(row[1]), row[2], row[3])
 

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Collection, Sequence
 from datetime import datetime
 from typing import Any, Final
 
 from tracker.catalog.hooks import AuditLine, AuditQuery, Delivery, Due, State, Webhook, wants
 from tracker.catalog.trail import By, record
+from tracker.catalog.visible_postgres import expression
 from tracker.db import Connection, Db
 from tracker.webhooks import Event
 
@@ -70,7 +70,6 @@ _PRUNE_EVENTS: Final = """
 delete from events e where at < now() - %s * interval '1 second' and fanned_out
     and not exists (select from deliveries d where d.event_id = e.id and d.next_at is not null)
 """
-_STARS: Final = {"*": "[^/]*", "**": ".*"}
 _PRUNE_AUDIT: Final = "delete from audit where at < now() - %s * interval '1 second'"
 
 
@@ -184,17 +183,11 @@ def _state(delivered: datetime | None, again: datetime | None) -> State:
 
 def _audit(connection: Connection, query: AuditQuery) -> list[AuditLine]:
     name = query.repository
-    exact, glob = (name, None) if name is None or "*" not in name else (None, _expression(name))
+    exact, glob = (name, None) if name is None or "*" not in name else (None, expression(name))
     who = (query.actor, query.actor, exact, exact, glob, glob)
     when = (query.since, query.since, query.until, query.until, query.before, query.before, query.limit)
     values = (*who, query.action, query.action, query.action, *when)
     return [AuditLine(*row) for row in connection.execute(_AUDIT, values).fetchall()]
-
-
-def _expression(glob: str) -> str:
-    """What ``globs`` means by it, as a regular expression of Postgres, which does not backtrack for these."""
-    parts = re.split(r"(\*+)", glob)
-    return "^" + "".join(_STARS.get(part[:2]) or re.escape(part) for part in parts) + "$"
 
 
 def _prune(connection: Connection, events: float, audit: float | None) -> int:

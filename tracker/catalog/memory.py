@@ -9,14 +9,15 @@ import trio
 
 from p2pregistry.content.metainfo import BlobRef, Metainfo
 from p2pregistry.digest import Digest
-from p2pregistry.errors import NotFound, RequestError
-from tracker.catalog.base import BlobHere, ManifestRecord, NewManifest, Referrer, Sign, still_referred_to
+from p2pregistry.errors import RequestError
+from tracker.catalog.base import BlobHere, ManifestRecord, NewManifest, Referrer, Sign, no_repository, still_referred_to
 from tracker.catalog.keys import digest_key
 from tracker.catalog.policies import QuotaExceeded, check_room, namespace_of, never_moves
 from tracker.catalog.policies_memory import MemoryPolicies
 from tracker.catalog.sessions import Lease, unknown
 from tracker.catalog.sessions_memory import MemorySessions
 from tracker.catalog.trail import By
+from tracker.catalog.visible import Visible
 
 
 @dataclass(slots=True)
@@ -44,6 +45,7 @@ class Repository:
     """``blobs``: when each was last touched, by trio's clock; ``pushed``: when each tag was;
     ``untagged``: when a tag left a manifest."""
 
+    private: bool = True
     blobs: dict[Digest, float] = field(default_factory=dict)
     manifests: dict[Digest, StoredManifest] = field(default_factory=dict)
     tags: dict[str, Digest] = field(default_factory=dict)
@@ -55,9 +57,12 @@ class MemoryCatalog:
     """``Catalog`` without a database. Each method is a checkpoint and otherwise atomic.
 
     The other areas in memory work on ``blobs``, ``content`` (by repository) and ``condemned`` (objects, with their
-    sizes in bytes)."""
+    sizes in bytes).
 
-    def __init__(self) -> None:
+    ``private``: whether new repositories are."""
+
+    def __init__(self, *, private: bool = True) -> None:
+        self._private = private
         self.blobs: dict[Digest, Kept] = {}
         self.content: dict[str, Repository] = {}
         self.condemned: dict[str, int] = {}
@@ -84,7 +89,7 @@ class MemoryCatalog:
             raise
 
     def _link(self, repository: str, digest: Digest, by: By, action: str) -> None:
-        blobs = self.content.setdefault(repository, Repository()).blobs
+        blobs = self.content.setdefault(repository, Repository(private=self._private)).blobs
         if digest not in blobs:
             self.written.append((by, action, repository))
         blobs[digest] = trio.current_time()
@@ -117,10 +122,12 @@ class MemoryCatalog:
         self._link(repository, blob.digest, by, "blob.push")
         return kept.object
 
-    async def mount_blob(self, repository: str, digest: Digest, source: str | None, by: By) -> BlobRef | None:
+    async def mount_blob(
+        self, repository: str, digest: Digest, source: str | None, by: By, *, visible: Visible | None = None
+    ) -> BlobRef | None:
         await trio.lowlevel.checkpoint()
-        sources = self.content.items() if source is None else [(source, self.content.get(source))]
-        if not any(found is not None and digest in found.blobs for _, found in sources):
+        sources = self.content if source is None else {source} & self.content.keys()
+        if not any(digest in self.content[name].blobs and self._seen(name, visible) for name in sources):
             return None
         if self.blobs[digest].damaged:
             return None
@@ -161,7 +168,7 @@ class MemoryCatalog:
         self, repository: str, manifest: NewManifest, tags: Sequence[str], sign: Sign, by: By
     ) -> ManifestRecord:
         await trio.lowlevel.checkpoint()
-        found = self.content.get(repository, Repository())
+        found = self.content.get(repository, Repository(private=self._private))
         blobs, children = list(dict.fromkeys(manifest.blobs)), list(dict.fromkeys(manifest.manifests))
         missing = [str(digest) for digest in blobs if digest not in found.blobs]
         missing += [str(digest) for digest in children if digest not in found.manifests]
@@ -218,12 +225,38 @@ class MemoryCatalog:
         await trio.lowlevel.checkpoint()
         found = self.content.get(repository)
         if found is None:
-            raise NotFound("NAME_UNKNOWN", "no such repository", detail={"name": repository})
+            raise no_repository(repository)
         return sorted(tag for tag in found.tags if tag > after)[: max(0, limit)]
 
-    async def repositories(self, *, after: str = "", limit: int = 1000) -> list[str]:
+    async def repositories(self, *, after: str = "", limit: int = 1000, visible: Visible | None = None) -> list[str]:
         await trio.lowlevel.checkpoint()
-        return sorted(name for name in self.content if name > after)[: max(0, limit)]
+        return sorted(name for name in self.content if name > after and self._seen(name, visible))[: max(0, limit)]
+
+    def _seen(self, name: str, visible: Visible | None) -> bool:
+        return visible is None or visible.admits(name, self.content[name].private)
+
+    async def repositories_with_blob(
+        self, digest: Digest, limit: int = 20, *, visible: Visible | None = None
+    ) -> list[str]:
+        await trio.lowlevel.checkpoint()
+        named = (
+            name for name, found in self.content.items() if any(digest in m.blobs for m in found.manifests.values())
+        )
+        return sorted(name for name in named if self._seen(name, visible))[: max(0, limit)]
+
+    async def visibility(self, repository: str) -> bool | None:
+        await trio.lowlevel.checkpoint()
+        found = self.content.get(repository)
+        return None if found is None else found.private
+
+    async def set_visibility(self, repository: str, private: bool, by: By) -> None:
+        await trio.lowlevel.checkpoint()
+        found = self.content.get(repository)
+        if found is None:
+            raise no_repository(repository)
+        if found.private != private:
+            found.private = private
+            self.written.append((by, "repository.visibility", repository))
 
     async def referrers(
         self,
@@ -286,3 +319,22 @@ class MemoryCatalog:
         del found.blobs[digest]
         self.written.append((by, "blob.delete", repository))
         return True
+
+    async def delete_repository(self, repository: str, by: By) -> bool:
+        await trio.lowlevel.checkpoint()
+        found = self.content.get(repository)
+        if found is None:
+            return False
+        self._refuse_immutable(repository, list(found.tags))
+        del self.content[repository]
+        self.written.append((by, "repository.delete", repository))
+        return True
+
+    def names_in(self, namespace: str) -> list[str]:
+        """Its repositories, for those who rename or delete an account."""
+        return sorted(name for name in self.content if namespace_of(name) == namespace)
+
+    def rename_namespace(self, name: str, to: str) -> None:
+        """All repositories of the account ``name`` are ``to``'s now."""
+        for repository in self.names_in(name):
+            self.content[to + repository[len(name) :]] = self.content.pop(repository)

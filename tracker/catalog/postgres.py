@@ -9,9 +9,9 @@ from psycopg.types.json import Jsonb
 
 from p2pregistry.content.metainfo import BlobRef, Metainfo
 from p2pregistry.digest import Digest
-from p2pregistry.errors import NotFound, RequestError
-from tracker.catalog import blob_rows, removal
-from tracker.catalog.base import BlobHere, ManifestRecord, NewManifest, Referrer, Sign
+from p2pregistry.errors import RequestError
+from tracker.catalog import blob_rows, removal, visible_postgres
+from tracker.catalog.base import BlobHere, ManifestRecord, NewManifest, Referrer, Sign, no_repository
 from tracker.catalog.keys import digest_key as _key
 from tracker.catalog.keys import key_digest as _digest
 from tracker.catalog.policies import QuotaExceeded, never_moves
@@ -19,6 +19,7 @@ from tracker.catalog.policies_postgres import PostgresPolicies, immutable
 from tracker.catalog.sessions import Lease
 from tracker.catalog.sessions_postgres import PostgresSessions
 from tracker.catalog.trail import By, record
+from tracker.catalog.visible import Visible
 from tracker.db import Connection, Db
 
 _MANIFEST_BY_TAG: Final = """
@@ -57,7 +58,6 @@ _TAGS: Final = """
 select t.name from repositories r left join tags t on t.repository_id = r.id and t.name > %s
 where r.name = %s order by t.name limit %s
 """
-_REPOSITORIES: Final = "select name from repositories where name > %s order by name limit %s"
 _REFERRERS: Final = """
 select m.digest, rm.media_type, octet_length(m.body), rm.artifact_type, rm.annotations from repositories r
 join repository_manifests rm on rm.repository_id = r.id and rm.subject = %s
@@ -108,11 +108,12 @@ def _after(text: str) -> str:
 class PostgresCatalog:
     """``Catalog`` on a database that ``tracker.catalog.migrate`` has prepared.
 
-    ``sign`` is called in a worker thread, inside the transaction.
+    ``sign`` is called in a worker thread, inside the transaction. ``private``: whether new repositories are.
     """
 
-    def __init__(self, db: Db) -> None:
+    def __init__(self, db: Db, *, private: bool = True) -> None:
         self._db = db
+        self._private = private
         self.sessions = PostgresSessions(db)
         self.policies = PostgresPolicies(db)
 
@@ -127,14 +128,20 @@ class PostgresCatalog:
         lost: str | None = None,
     ) -> str:
         try:
-            return await self._db.tx(blob_rows.add_blob, repository, blob, name, by, upload, lost, retry=True)
+            return await self._db.tx(
+                blob_rows.add_blob, repository, self._private, blob, name, by, upload, lost, retry=True
+            )
         except QuotaExceeded as err:
             await self.policies.exceeded(repository, err, by)
             raise
 
-    async def mount_blob(self, repository: str, digest: Digest, source: str | None, by: By) -> BlobRef | None:
+    async def mount_blob(
+        self, repository: str, digest: Digest, source: str | None, by: By, *, visible: Visible | None = None
+    ) -> BlobRef | None:
         try:
-            return await self._db.tx(blob_rows.mount_blob, repository, digest, source, by, retry=True)
+            return await self._db.tx(
+                blob_rows.mount_blob, repository, self._private, digest, source, visible, by, retry=True
+            )
         except QuotaExceeded as err:
             await self.policies.exceeded(repository, err, by)
             raise
@@ -159,7 +166,7 @@ class PostgresCatalog:
     async def put_manifest(
         self, repository: str, manifest: NewManifest, tags: Sequence[str], sign: Sign, by: By
     ) -> ManifestRecord:
-        return await self._db.tx(_put_manifest, repository, manifest, tags, sign, by, retry=True)
+        return await self._db.tx(_put_manifest, repository, self._private, manifest, tags, sign, by, retry=True)
 
     async def manifest(self, repository: str, reference: str | Digest) -> ManifestRecord | None:
         return await self._db.query(_manifest, repository, reference)
@@ -173,8 +180,19 @@ class PostgresCatalog:
     async def tags(self, repository: str, *, after: str = "", limit: int = 1000) -> list[str]:
         return await self._db.query(_tags, repository, after, limit)
 
-    async def repositories(self, *, after: str = "", limit: int = 1000) -> list[str]:
-        return await self._db.query(_repositories, after, limit)
+    async def repositories(self, *, after: str = "", limit: int = 1000, visible: Visible | None = None) -> list[str]:
+        return await self._db.query(visible_postgres.repositories, _after(after), max(0, limit), visible)
+
+    async def repositories_with_blob(
+        self, digest: Digest, limit: int = 20, *, visible: Visible | None = None
+    ) -> list[str]:
+        return await self._db.query(visible_postgres.repositories_with_blob, digest, limit, visible)
+
+    async def visibility(self, repository: str) -> bool | None:
+        return await self._db.query(visible_postgres.visibility, repository)
+
+    async def set_visibility(self, repository: str, private: bool, by: By) -> None:
+        await self._db.tx(visible_postgres.set_visibility, repository, private, by)
 
     async def referrers(
         self,
@@ -196,6 +214,9 @@ class PostgresCatalog:
     async def delete_blob(self, repository: str, digest: Digest, by: By) -> bool:
         return await self._db.tx(removal.delete_blob, repository, digest, by)
 
+    async def delete_repository(self, repository: str, by: By) -> bool:
+        return await self._db.tx(removal.delete_repository, repository, by)
+
 
 def _metainfo(connection: Connection, digest: Digest) -> Metainfo | None:
     row = connection.execute(_METAINFO, (_key(digest),)).fetchone()
@@ -208,9 +229,15 @@ def _named(connection: Connection, digests: Sequence[Digest]) -> set[Digest]:
 
 
 def _put_manifest(
-    connection: Connection, repository: str, manifest: NewManifest, tags: Sequence[str], sign: Sign, by: By
+    connection: Connection,
+    repository: str,
+    private: bool,
+    manifest: NewManifest,
+    tags: Sequence[str],
+    sign: Sign,
+    by: By,
 ) -> ManifestRecord:
-    repository_id = blob_rows.repository_id(connection, repository)
+    repository_id = blob_rows.repository_id(connection, repository, private)
     blobs, children = _references(connection, repository_id, manifest)
     manifest_id = _store_body(connection, manifest)
     claim = sign([ref for _, ref in blobs])
@@ -315,13 +342,9 @@ def _manifest_anywhere(connection: Connection, digest: Digest) -> list[ManifestR
 def _tags(connection: Connection, repository: str, after: str, limit: int) -> list[str]:
     rows = connection.execute(_TAGS, (_after(after), repository, max(1, limit))).fetchall()
     if not rows:
-        raise NotFound("NAME_UNKNOWN", "no such repository", detail={"name": repository})
+        raise no_repository(repository)
     # One row without a name: the repository is there, a tag is not.
     return [name for (name,) in rows if name is not None][: max(0, limit)]
-
-
-def _repositories(connection: Connection, after: str, limit: int) -> list[str]:
-    return [name for (name,) in connection.execute(_REPOSITORIES, (_after(after), max(0, limit))).fetchall()]
 
 
 def _referrers(

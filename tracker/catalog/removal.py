@@ -11,6 +11,7 @@ from psycopg.errors import ForeignKeyViolation
 
 from p2pregistry.digest import Digest
 from tracker.catalog.base import still_referred_to
+from tracker.catalog.changing import note_tags
 from tracker.catalog.keys import digest_key
 from tracker.catalog.policies_postgres import refuse_immutable
 from tracker.catalog.trail import By, record
@@ -36,6 +37,12 @@ delete from repository_blobs rb using repositories r, blobs b
 where r.id = rb.repository_id and b.id = rb.blob_id and r.name = %s and b.digest = %s
 returning rb.repository_id, rb.blob_id
 """
+_LOCK: Final = "select id from repositories where name = %s for update"
+_ALL_TAGS: Final = "delete from tags where repository_id = %s returning name"
+_ALL_MANIFESTS: Final = "delete from repository_manifests where repository_id = %s"
+_ALL_BLOBS: Final = "delete from repository_blobs where repository_id = %s returning blob_id"
+_ALL_LEFT: Final = "delete from tags_left where repository_id = %s"
+_REPOSITORY: Final = "delete from repositories where id = %s"
 
 
 def delete_tag(connection: Connection, repository: str, tag: str, by: By) -> bool:
@@ -68,4 +75,23 @@ def delete_blob(connection: Connection, repository: str, digest: Digest, by: By)
         return False
     unlinked(connection, gone[0], [gone[1]])
     record(connection, by, "blob.delete", repository, digest=str(digest))
+    return True
+
+
+def delete_repository(connection: Connection, repository: str, by: By) -> bool:
+    """See Catalog. Pushes to it that are under way are waited for, later ones make it anew."""
+    row = connection.execute(_LOCK, (repository,)).fetchone()
+    if row is None:
+        return False
+    number = int(row[0])
+    tags = [name for (name,) in connection.execute(_ALL_TAGS, (number,)).fetchall()]
+    refuse_immutable(connection, repository, tags)
+    manifests = connection.execute(_ALL_MANIFESTS, (number,)).rowcount
+    blobs = [blob_id for (blob_id,) in connection.execute(_ALL_BLOBS, (number,)).fetchall()]
+    unlinked(connection, number, blobs)
+    connection.execute(_ALL_LEFT, (number,))
+    connection.execute(_REPOSITORY, (number,))
+    detail: dict[str, object] = {"tags": len(tags), "manifests": manifests, "blobs": len(blobs)}
+    record(connection, by, "repository.delete", repository, detail=detail)
+    note_tags(connection, [(repository, tag, None) for tag in tags])
     return True

@@ -20,11 +20,14 @@ EVENTS: Final = {
 
 @dataclass(frozen=True, slots=True)
 class By:
-    """Who writes: the account (empty: nobody in particular), the client's address, and the request's id."""
+    """Who writes: the account (empty: nobody in particular), the client's address, and the request's id.
+
+    ``account_id``: the actor's, by which it is known after it was renamed or deleted."""
 
     actor: str = ""
     address: str = ""
     request_id: str = ""
+    account_id: int | None = None
 
 
 #: The tracker itself, or its operator at the command line.
@@ -43,9 +46,19 @@ def record(
 ) -> None:
     """Write it down; to be called inside the transaction of the change. ``action`` is ``<what>.<done>``."""
     connection.execute(
-        "insert into audit (actor, address, request_id, action, repository, reference, digest, detail)"
-        " values (%s, %s, %s, %s, %s, %s, %s, %s)",
-        (by.actor, by.address, by.request_id, action, repository, reference, digest, Jsonb(detail or {})),
+        "insert into audit (actor, address, request_id, account_id, action, repository, reference, digest, detail)"
+        " values (%s, %s, %s, %s, %s, %s, %s, %s, %s)",
+        (
+            by.actor,
+            by.address,
+            by.request_id,
+            by.account_id,
+            action,
+            repository,
+            reference,
+            digest,
+            Jsonb(detail or {}),
+        ),
     )
     kind = EVENTS.get(action)
     if kind is not None and repository is not None:

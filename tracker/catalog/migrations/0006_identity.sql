@@ -71,6 +71,7 @@ create constraint trigger note_tag_moved after update on tags
 -- Private: only who was given rights may pull. What was there before is as public as it was.
 alter table repositories add column private boolean not null default false;
 alter table repositories alter column private set default true;
+create index repositories_public on repositories (name) where not private;
 
 create function note_repository() returns trigger language plpgsql as $$
 begin
@@ -165,9 +166,12 @@ create table tokens (
     created_by text not null default '',
     expires_at timestamptz,
     last_used_at timestamptz,
-    revoked_at timestamptz
+    revoked_at timestamptz,
+    -- Of a refresh token: the personal or robot token it was asked for with, which it ends with.
+    parent_id bigint references tokens on delete cascade
 );
 create index tokens_account on tokens (account_id);
+create index tokens_parent on tokens (parent_id) where parent_id is not null;
 -- The one-time secret with which the first administrator is made.
 create table setup (
     hash bytea primary key,

@@ -1,0 +1,1 @@
+"""Who somebody is and what follows from it: accounts, organisations, tokens, rights."""
