@@ -26,7 +26,7 @@ from p2pregistry.digest import Digest
 from p2pregistry.errors import LocalError, RemoteError, RequestError
 from p2pregistry.flights import Flights
 from p2pregistry.haves import Haves
-from p2pregistry.lifetime import orderly
+from p2pregistry.lifetime import allow_open_files, orderly
 from p2pregistry.oci.manifest import parse_manifest
 from p2pregistry.pull.commands import Limits
 from p2pregistry.rate import Rates
@@ -95,6 +95,7 @@ async def run(settings: NodeSettings, *, ready: Ready) -> None:
     cancelled (their partial files stay), the DHT says nothing more and closes, the index writes what it has and closes.
     """
     observe.configure_logging(settings.node.log_format == "json", settings.node.log_level)
+    allow_open_files()
     await orderly(lambda stop: _live(settings, ready, stop), deadline=DEADLINE)
 
 

@@ -2,9 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
+import resource
 from collections.abc import Awaitable, Callable
 
 import trio
+
+
+def allow_open_files() -> None:
+    """Take as many descriptors as this process may have: what it is given at first, often 1,024, is for programs that
+    still use ``select``, and less than a listener full of TLS connections needs."""
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with contextlib.suppress(OSError, ValueError):  # a system that says "unlimited" and means less
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
 
 
 async def orderly(main: Callable[[trio.Event], Awaitable[None]], *, deadline: float) -> None:

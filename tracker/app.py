@@ -20,7 +20,7 @@ import trio
 
 from p2pregistry import __version__, observe
 from p2pregistry.errors import LocalError
-from p2pregistry.lifetime import orderly
+from p2pregistry.lifetime import allow_open_files, orderly
 from p2pregistry.objects.base import ObjectStore
 from p2pregistry.serve.endpoints import health
 from p2pregistry.serve.http import Handler
@@ -80,6 +80,7 @@ async def run(settings: TrackerSettings, *, ready: Ready) -> None:
     """
     settings.check()
     observe.configure_logging(settings.tracker.log_format == "json", settings.tracker.log_level)
+    allow_open_files()
     await orderly(lambda stop: _live(settings, ready, stop), deadline=DEADLINE)
 
 

@@ -266,7 +266,13 @@ class _Server:
                 client = str(address[0])
             outside: tuple[socket.socket, socket.socket] | None = None
             if self._tls is not None:
-                near, inside = socket.socketpair()
+                try:
+                    near, inside = socket.socketpair()
+                except OSError as err:
+                    raw.close()
+                    _log.warning("no connection can be accepted", reason=err.strerror)
+                    await trio.sleep(_LINGER_ACCEPT)
+                    continue
                 near.setblocking(False)
                 inside.setblocking(False)
                 raw, outside = near, (raw, inside)
