@@ -8,6 +8,9 @@ out here rather than patched in the library; docs/dependencies.md lists each wit
 - We dial addresses ourselves: its dialler waits 250 ms after success, tries one address only, and refuses a peer for
   60 s after a failure. Its auto-connector, which dials everybody it has heard of, is switched off.
 - Every stream has time limits and a place in a bounded number, per peer and in all.
+
+In a swarm with credentials (``DhtConfig.judge``) a connection begins in the lobby, where nothing but hello is spoken;
+who has not shown a credential there within five seconds is disconnected, and so is who shows one that does not count.
 """
 
 from __future__ import annotations
@@ -15,9 +18,9 @@ from __future__ import annotations
 import logging
 import socket
 from collections import OrderedDict
-from collections.abc import AsyncIterator, Iterable, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from random import SystemRandom
 from typing import TYPE_CHECKING, Any, Final
@@ -37,6 +40,8 @@ from libp2p.network.connection.swarm_connection import SwarmConn
 from libp2p.network.stream.exceptions import StreamEOF
 from libp2p.network.swarm import Swarm
 from libp2p.peer.id import ID
+from libp2p.protocol_muxer.multiselect import Multiselect
+from libp2p.protocol_muxer.multiselect_communicator import MultiselectCommunicator
 from libp2p.security.noise.transport import PROTOCOL_ID as NOISE
 from libp2p.security.noise.transport import Transport as NoiseTransport
 from libp2p.stream_muxer.yamux.yamux import PROTOCOL_ID as YAMUX
@@ -50,7 +55,9 @@ from p2pregistry.routing.driver import KadDriver, KadSettings
 from p2pregistry.routing.hello import Hello, decode_hello, encode_hello, split_hello
 from p2pregistry.routing.identity import base58, load_or_create_identity
 from p2pregistry.routing.kad.wire import Contact, Kind, Message, Reader, blob_key, encode
+from p2pregistry.routing.members import AGAIN, Members
 from p2pregistry.routing.reuse import Kept, Streams
+from p2pregistry.sessions import Judge
 
 if TYPE_CHECKING:
     from libp2p.abc import INetConn, INetStream
@@ -59,7 +66,10 @@ KAD_PROTOCOL: Final = "/p2pregistry/kad/1.0.0"
 HELLO_PROTOCOL: Final = TProtocol("/p2pregistry/hello/1")
 _HELLO_TIMEOUT: Final = 5.0
 #: Seconds a hello is believed before it is asked for again.
-_HELLO_AGE: Final = 600.0
+_HELLO_AGE: Final = AGAIN
+#: Connections in the lobby, and streams of each.
+_STRANGERS: Final = 64
+_STREAMS_PER_STRANGER: Final = 2
 #: Seconds a kad stream may stay without a message, and live in all.
 _STREAM_IDLE: Final = 10.0
 _STREAM_LIFE: Final = 120.0
@@ -87,6 +97,8 @@ class DhtConfig:
     """``host`` and ``port`` are listened on (0: any free port); ``announce`` is the one IP address told to others, by
     default ``host``, or the address this machine uses toward the first bootstrap peer if ``host`` is a wildcard.
     ``bootstrap`` are multiaddrs ending in ``/p2p/<peer id>``. ``hello`` is what other nodes are told.
+
+    ``judge`` makes it a swarm with credentials, in which nobody else takes part; ``credential`` gives this node's.
     """
 
     key_file: Path
@@ -97,6 +109,8 @@ class DhtConfig:
     hello: Hello = field(default_factory=Hello)
     protocol: str = KAD_PROTOCOL
     kad: KadSettings = field(default_factory=KadSettings)
+    credential: Callable[[], str | None] = lambda: None
+    judge: Judge | None = None
 
 
 def kad_protocol(swarm: str) -> str:
@@ -148,6 +162,11 @@ async def _no_connections() -> None:
     """Stands in for the auto-connector's round."""
 
 
+def _no_identify(peer_id: ID) -> bool:  # noqa: ARG001 - the library's signature
+    """Stands in for the question whether a peer is to be asked who it is: in the lobby it would be refused."""
+    return False
+
+
 class DhtRouter:
     """A ``Router`` on the DHT; made by ``open_dht``."""
 
@@ -166,6 +185,11 @@ class DhtRouter:
         swarm.set_stream_handler(self._limited)
         self._host.set_stream_handler(TProtocol(config.protocol), self._serve_kad)
         self._host.set_stream_handler(HELLO_PROTOCOL, self._serve_hello)
+        self._members = None if config.judge is None else Members(config.judge)
+        if self._members is not None:
+            self._host._should_identify_peer = _no_identify  # type: ignore[method-assign]
+        self._lobby = Multiselect({HELLO_PROTOCOL: self._serve_hello})
+        self._strangers: OrderedDict[ID, None] = OrderedDict()
         own = Contact(self._host.get_id().to_bytes(), (address.to_bytes(),))
         self._address = address
         self.driver = KadDriver(own, self, SystemRandom(), config.kad)
@@ -264,7 +288,7 @@ class DhtRouter:
         return [
             Peer(base58(peer_id), hello.urls[0], hello.zone)
             for peer_id, (_, hello) in self._hellos.items()
-            if hello.urls and peer_id in connected
+            if hello.urls and peer_id in connected and self._counts(peer_id)
         ]
 
     # Connections
@@ -276,6 +300,7 @@ class DhtRouter:
                 async with trio.open_nursery() as nursery:
                     self._nursery = nursery
                     nursery.start_soon(self._close_kept)
+                    nursery.start_soon(self._expel)
                     nursery.start_soon(trio.serve_listeners, self._accept, list(self._listeners))
                     await nursery.start(self.driver.run)
                     task_status.started()
@@ -304,10 +329,40 @@ class DhtRouter:
                 self._handshakes.pop(handshake, None)
             handshake.deadline = float("inf")
             connections = self._swarm.get_connections(muxed.peer_id)
-            self._make_room(muxed.peer_id)
+            self._receive(muxed.peer_id)
             for connection in connections:
                 if isinstance(connection, SwarmConn) and connection.muxed_conn is muxed:
-                    await self._until_closed(connection.event_closed, stream)
+                    await self._until_closed(muxed.peer_id, connection.event_closed, stream)
+
+    def _receive(self, peer_id: ID) -> None:
+        """A peer has connected to us. A stranger takes no member's place; of too many, the first has had its chance."""
+        if self._members is None or self._members.introduced(peer_id.to_bytes()):
+            self._make_room(peer_id)
+            return
+        self._strangers[peer_id] = None
+        if self._nursery is not None:
+            while len(self._strangers) > _STRANGERS:
+                self._nursery.start_soon(self._disconnect, self._strangers.popitem(last=False)[0])
+            self._nursery.start_soon(self._wait_for_hello, peer_id, self._members)
+
+    async def _wait_for_hello(self, peer_id: ID, members: Members) -> None:
+        try:
+            with trio.move_on_after(_HELLO_TIMEOUT):
+                await members.wait(peer_id.to_bytes())
+                self._make_room(peer_id)
+                return
+            members.give_up(peer_id.to_bytes())
+            await self._disconnect(peer_id)
+        finally:
+            self._strangers.pop(peer_id, None)
+
+    async def _expel(self) -> None:
+        """Disconnect those who do not belong to the swarm any more."""
+        while self._members is not None:
+            await trio.sleep(1.0)
+            for peer_id in self._members.expelled():
+                self._members.left(peer_id)
+                await self._disconnect(ID(peer_id))
 
     def _make_room(self, newest: ID) -> None:
         """Keep the number of connections bounded: those used longest ago are closed."""
@@ -373,16 +428,18 @@ class DhtRouter:
             except trio.Cancelled:
                 stream.socket.close()
                 raise
-            self._nursery.start_soon(self._until_closed, connection.event_closed, stream)
+            self._nursery.start_soon(self._until_closed, peer_id, connection.event_closed, stream)
             return
         raise Unreachable("a peer could not be dialled")
 
-    async def _until_closed(self, closed: trio.Event, stream: trio.SocketStream) -> None:
+    async def _until_closed(self, peer_id: ID, closed: trio.Event, stream: trio.SocketStream) -> None:
         """The library does not close every socket it should; whatever becomes of the connection, this one is."""
         try:
             await closed.wait()
         finally:
             stream.socket.close()
+            if self._members is not None and not self._connected(peer_id):
+                self._members.left(peer_id.to_bytes())
 
     @asynccontextmanager
     async def _stream(
@@ -424,6 +481,7 @@ class DhtRouter:
 
     async def exchange(self, to: Contact, messages: Sequence[Message]) -> Message:
         """See ``driver.Transport``. On a stream that was kept, if there is one; where that has ended, on a new one."""
+        await self._introduce(to)
         data = b"".join(encode(message) for message in messages)
         now = trio.current_time()
         if (kept := self._kept.take(to.peer_id, now)) is not None:
@@ -436,10 +494,25 @@ class DhtRouter:
             else:
                 self._keep(Kept(to.peer_id, kept.stream, kept.born, trio.current_time()))
                 return reply
-        async with self._stream(to, self._config.protocol) as stream:
-            reply = await _ask(stream, data, messages[-1].kind)
+        try:
+            async with self._stream(to, self._config.protocol) as stream:
+                reply = await _ask(stream, data, messages[-1].kind)
+        except RemoteBusy:
+            if self._members is not None:
+                self._members.doubt(to.peer_id)
+            raise
         self._keep(Kept(to.peer_id, stream, now, trio.current_time()))
         return reply
+
+    async def _introduce(self, contact: Contact) -> None:
+        """Each has shown the other its credential before anything else is said. Raises RemoteError."""
+        if self._members is not None and not self._members.fresh(contact.peer_id):
+            await self._greeted(contact).wait()
+            if not self._members.fresh(contact.peer_id):
+                raise Unreachable("a peer has not shown that it belongs to the swarm")
+
+    def _counts(self, peer_id: bytes) -> bool:
+        return self._members is None or self._members.holds(peer_id)
 
     def _keep(self, kept: Kept[INetStream]) -> None:
         for stream in self._kept.give(kept):
@@ -472,7 +545,10 @@ class DhtRouter:
         return Contact(peer_id, addrs) if addrs else None
 
     async def _addresses(self, peer_id: bytes) -> tuple[bytes, ...]:
-        """Where a connected peer says it listens (identify), without what only it can reach."""
+        """Where a connected peer says it listens (hello, identify), without what only it can reach."""
+        hello = self._hello_of(peer_id)
+        if hello is not None and hello.addrs:
+            return _multiaddrs(hello.addrs)
         try:
             known = self._host.get_peerstore().addrs(ID(peer_id))
         except Exception as error:  # noqa: BLE001 - "unknown peer" is one of several kinds
@@ -486,21 +562,28 @@ class DhtRouter:
         if self._hello_of(contact.peer_id) is None:
             if self.driver.is_silent(contact):
                 return None
-            greeted = self._greeting.get(contact.peer_id)
-            if greeted is None:
-                if self._nursery is None:
-                    raise LocalError("the DHT is not running")
-                greeted = self._greeting[contact.peer_id] = trio.Event()
-                self._nursery.start_soon(self._try_hello, contact)
-            await greeted.wait()  # it goes on without us: a look-up that has enough must not end a connection
+            await self._greeted(contact).wait()
         hello = self._hello_of(contact.peer_id)
         if hello is None or not hello.urls or self.driver.is_silent(contact):
             return None
         return Peer(base58(contact.peer_id), hello.urls[0], hello.zone)
 
+    def _greeted(self, contact: Contact) -> trio.Event:
+        """Set once the peer has been greeted, in vain perhaps. It goes on without the caller: a look-up that has enough
+        must not end a connection."""
+        greeted = self._greeting.get(contact.peer_id)
+        if greeted is None:
+            if self._nursery is None:
+                raise LocalError("the DHT is not running")
+            greeted = self._greeting[contact.peer_id] = trio.Event()
+            self._nursery.start_soon(self._try_hello, contact)
+        return greeted
+
     def _hello_of(self, peer_id: bytes) -> Hello | None:
         known = self._hellos.get(peer_id)
-        return known[1] if known is not None and known[0] >= trio.current_time() - _HELLO_AGE else None
+        if known is None or known[0] < trio.current_time() - _HELLO_AGE or not self._counts(peer_id):
+            return None
+        return known[1]
 
     async def _try_hello(self, contact: Contact) -> None:
         try:
@@ -515,9 +598,29 @@ class DhtRouter:
 
     async def _say_hello(self, contact: Contact) -> None:
         async with self._stream(contact, HELLO_PROTOCOL) as stream:
-            await stream.write(encode_hello(self._config.hello))
-            self._remember(contact.peer_id, await _read_hello(stream))
+            await stream.write(encode_hello(self._own_hello()))
+            hello = await _read_hello(stream)
+            await self._admit(contact.peer_id, hello)
+            self._remember(contact.peer_id, hello)
             await stream.close()
+
+    def _own_hello(self) -> Hello:
+        if self._members is None:
+            return self._config.hello
+        credential = self._config.credential() or ""
+        return replace(self._config.hello, credential=credential, addrs=(str(self._address),))
+
+    async def _admit(self, peer_id: bytes, hello: Hello) -> None:
+        """Disconnect who does not belong to the swarm. Raises RemoteError then."""
+        if self._members is None:
+            return
+        try:
+            await self._members.admit(peer_id, hello.credential)
+        except RemoteError as err:
+            log.debug("a peer is no member: %s", err.message)
+            if self._nursery is not None:
+                self._nursery.start_soon(self._disconnect, ID(peer_id))
+            raise
 
     def _remember(self, peer_id: bytes, hello: Hello) -> None:
         self._hellos.pop(peer_id, None)
@@ -530,16 +633,21 @@ class DhtRouter:
     async def _limited(self, stream: INetStream) -> None:
         """Every incoming stream passes here first. Nothing that goes wrong in one may reach the connection's task."""
         peer_id = stream.muxed_conn.peer_id
-        if self._streams.get(peer_id, 0) >= _STREAMS_PER_PEER or self._stream_count >= _STREAMS:
+        stranger = self._members is not None and not self._members.introduced(peer_id.to_bytes())
+        most = _STREAMS_PER_STRANGER if stranger else _STREAMS_PER_PEER
+        if self._streams.get(peer_id, 0) >= most or self._stream_count >= _STREAMS:
             await self._reset(stream)
             return
         self._streams[peer_id] = self._streams.get(peer_id, 0) + 1
         self._stream_count += 1
-        self._touch(peer_id)
         finished = False
         try:
-            with trio.move_on_after(_STREAM_LIFE):
-                await self._host._swarm_stream_handler(stream)
+            with trio.move_on_after(_HELLO_TIMEOUT if stranger else _STREAM_LIFE):
+                if stranger:
+                    await self._serve_lobby(stream)
+                else:
+                    self._touch(peer_id)
+                    await self._host._swarm_stream_handler(stream)
                 await stream.close()  # not reset: that would throw away what the other side has not read yet
                 finished = True
         except Exception as error:  # noqa: BLE001 - whatever a stranger's bytes make the library raise
@@ -553,6 +661,13 @@ class DhtRouter:
                 with trio.CancelScope(shield=True):
                     await self._reset(stream)
 
+    async def _serve_lobby(self, stream: INetStream) -> None:
+        """A stream of somebody who has not been introduced: hello, and to all else "not available"."""
+        protocol, handler = await self._lobby.negotiate(MultiselectCommunicator(stream), int(_HELLO_TIMEOUT))
+        if protocol is not None and handler is not None:
+            stream.set_protocol(protocol)
+            await handler(stream)
+
     async def _serve_kad(self, stream: INetStream) -> None:
         """Answer the messages of one stream in order, until its end or a silence."""
         reader = Reader()
@@ -565,6 +680,8 @@ class DhtRouter:
                 return
             if not data:
                 return
+            if self._members is not None and not self._members.introduced(sender):
+                raise BadContent("a peer does not belong to the swarm any more")
             replies = [self.driver.serve(message, sender) for message in reader.feed(data)]
             out = b"".join(encode(reply) for reply in replies if reply is not None)
             if out:
@@ -574,9 +691,11 @@ class DhtRouter:
     async def _serve_hello(self, stream: INetStream) -> None:
         with trio.fail_after(_HELLO_TIMEOUT):
             hello = await _read_hello(stream)
-            await stream.write(encode_hello(self._config.hello))
+            peer_id = stream.muxed_conn.peer_id.to_bytes()
+            await self._admit(peer_id, hello)
+            await stream.write(encode_hello(self._own_hello()))
             await stream.close()
-        self._remember(stream.muxed_conn.peer_id.to_bytes(), hello)
+        self._remember(peer_id, hello)
 
 
 async def _ask(stream: INetStream, data: bytes, kind: Kind) -> Message:
@@ -603,6 +722,20 @@ async def _read_some(stream: INetStream) -> bytes:
     if not data:
         raise BadContent("a stream ended before its answer")
     return data
+
+
+def _multiaddrs(texts: Iterable[str]) -> tuple[bytes, ...]:
+    """Those that can be dialled."""
+    found: list[bytes] = []
+    for text in texts:
+        try:
+            address = Multiaddr(text).to_bytes()
+            _host_and_port(address)
+        except Exception as error:  # noqa: BLE001 - the library raises many kinds for a text that is no multiaddr
+            log.debug("a peer gave an address that is none: %s", type(error).__name__)
+        else:
+            found.append(address)
+    return tuple(found)
 
 
 def _host_and_port(address: bytes) -> tuple[str, int]:

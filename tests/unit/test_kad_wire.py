@@ -1,6 +1,8 @@
 """The kad-dht wire format."""
 
 import contextlib
+import json
+from dataclasses import replace
 
 import pytest
 from hypothesis import given
@@ -24,6 +26,9 @@ messages = st.builds(
     st.lists(contacts, max_size=4).map(tuple),
     st.booleans(),
 )
+
+#: What a hello can hold in place of what it should.
+MEMBER = st.none() | st.integers() | st.text() | st.lists(st.text() | st.none(), max_size=10)
 
 
 @st.composite
@@ -112,14 +117,34 @@ def test_a_hello_parses_or_is_refused(body: bytes) -> None:
         split_hello(body)
 
 
+@given(st.dictionaries(st.sampled_from(["urls", "zone", "version", "credential", "addrs"]), MEMBER))
+def test_a_hello_of_wrong_kinds_parses_or_is_refused(value: dict[str, object]) -> None:
+    with contextlib.suppress(BadContent):
+        hello = decode_hello(json.dumps(value).encode())
+        assert all(isinstance(text, str) for text in (*hello.urls, *hello.addrs, hello.credential))
+
+
 def test_a_hello_survives_the_wire() -> None:
-    hello = Hello(("https://[2001:db8::1]:5001",), "zone ü", "1.2.3")
-    raw = encode_hello(hello)
-    assert [split_hello(raw[:n]) for n in range(len(raw))] == [None] * len(raw)
-    assert decode_hello(split_hello(raw) or b"") == hello
+    plain = Hello(("https://[2001:db8::1]:5001",), "zone ü", "1.2.3")
+    assert b"credential" not in encode_hello(plain)
+    for hello in (plain, replace(plain, credential="v4.public.x", addrs=("/ip4/192.0.2.1/tcp/1",))):
+        raw = encode_hello(hello)
+        assert [split_hello(raw[:n]) for n in range(len(raw))] == [None] * len(raw)
+        assert decode_hello(split_hello(raw) or b"") == hello
 
 
-@pytest.mark.parametrize("body", [b"[]", b'{"urls": 1}', b'{"urls": ["ftp://x"]}', b'{"zone": "\\n"}', b"[" * 5000])
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"[]",
+        b'{"urls": 1}',
+        b'{"urls": ["ftp://x"]}',
+        b'{"zone": "\\n"}',
+        b"[" * 5000,
+        b'{"addrs": "x"}',
+        b'{"credential": 1}',
+    ],
+)
 def test_hellos_that_are_refused(body: bytes) -> None:
     with pytest.raises(BadContent):
         decode_hello(body)
