@@ -94,6 +94,19 @@ class Tracker(Section, frozen=True):
             example="k4.public.AAAA",
         ),
     ] = None
+    join_file: Annotated[
+        str | None,
+        Setting(
+            "A file with the join token, for the first start; it may be gone later.", example="/run/secrets/join-token"
+        ),
+    ] = None
+    id_token_file: Annotated[
+        str | None,
+        Setting(
+            "A file with an identity token to join with in place of a join token: Kubernetes projects one.",
+            example="/var/run/secrets/p2pregistry/token",
+        ),
+    ] = None
     names: Annotated[
         Texts | None,
         Setting(

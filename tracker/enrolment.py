@@ -1,8 +1,11 @@
 """How a node gets its credential: by a join token, by who it is, or by being known already.
 
-    POST /p2p/v1/enrol       {"peer_id", "nonce", "proof", "secret" or "id_token"} -> {"credential", and what
-                             GET /p2p/v1/swarm answers}
+    GET  /p2p/v1/enrol       -> {"peer_id": the tracker's, and what GET /p2p/v1/swarm answers}
+    POST /p2p/v1/enrol       {"peer_id", "nonce", "proof", "secret" or "id_token"} -> {"credential", and the same}
     POST /p2p/v1/credential  {"peer_id", "nonce", "proof"}                         -> {"credential"}
+
+The first tells the node, before it sends any secret, whose proof is wanted and whether the keys here are signed by the
+root key that it was told.
 
 The proof (trust/proof) shows that the peer id is the caller's, whatever else it brings: a stolen secret gives nobody
 another one's identity, and what was overheard is of no use a second time. A node that comes back after a while needs no
@@ -77,7 +80,7 @@ class Enrolment:
         lasts: float,
         take: Callable[[str], Awaitable[bool]],
         sign: Callable[[Credential], str],
-        swarm_fields: Callable[[], Awaitable[dict[str, object]]],
+        swarm_fields: Callable[[], dict[str, object]],
         identities: Subjects | None = None,
         granted: Grant | None = None,
     ) -> None:
@@ -87,14 +90,16 @@ class Enrolment:
 
     async def __call__(self, request: Request) -> Response:
         """Answer one of OPEN_PATHS. Raises RegistryError."""
+        if request.method == "GET" and request.path == ENROL_PATH:
+            return _answer({**self._swarm_fields(), "peer_id": self._own})
         if request.method != "POST":
-            raise RequestError("UNSUPPORTED", "only POST", headers={"Allow": "POST"})
+            raise RequestError("UNSUPPORTED", "not with this method", headers={"Allow": "POST"})
         asked = read_asked(await request.body.read(MAX_ENROL))
         if request.path == CREDENTIAL_PATH:
             return _answer({"credential": await self.renew(asked)})
         by = By(f"node:{asked.peer_id[:64]}", request.client, request.id)
         credential = await self.enrol(asked, by)
-        return _answer({**await self._swarm_fields(), "credential": credential})
+        return _answer({**self._swarm_fields(), "peer_id": self._own, "credential": credential})
 
     async def enrol(self, asked: Asked, by: By) -> str:
         """The credential of a node that joins. Raises RequestError (DENIED), or RemoteError where the issuer of its

@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import ipaddress
+import re
 from pathlib import Path
 from typing import Annotated, Literal
 
 import msgspec
 
 from p2pregistry.errors import SettingsError
+from p2pregistry.globs import check_glob
+from p2pregistry.messages import ZONE
 from p2pregistry.settings import Port, Positive, Seconds, Section, Setting, Settings, Size
 
 MIB = 1024 * 1024
 Texts = tuple[str, ...]
+#: The name of a node's label; its value is as a zone's.
+LABEL = re.compile(r"[a-z0-9](?:[a-z0-9._/-]{0,61}[a-z0-9])?")
 Interval = Annotated[float, msgspec.Meta(ge=0.2, le=3600)]
 
 
@@ -64,8 +69,66 @@ class Tls(Section, frozen=True):
 class Peer(Section, frozen=True):
     host: Annotated[str, Setting("Address the peer API listens on.")] = "127.0.0.1"
     port: Annotated[Port, Setting("Port of the peer API; 0 takes any free one.")] = 5051
+    public_url: Annotated[
+        str | None,
+        Setting(
+            "The peer API's URL as nodes reach it, which join tokens tell them; unset: as it listens.",
+            example="https://registry.example.com:5051",
+        ),
+    ] = None
     max_uploads: Annotated[Positive, Setting("How many transfers to nodes run at once; others wait their turn.")] = 4
     queue: Annotated[Size, Setting("How many transfers may wait; nodes beyond that are told to come back later.")] = 512
+
+
+class Nodes(Section, frozen=True):
+    credential_lifetime: Annotated[
+        Seconds,
+        Setting(
+            "How long a node's credential is good; nodes renew theirs when half of that is over.",
+            unit="seconds",
+        ),
+    ] = 86400.0
+
+
+class Oidc(Section, frozen=True):
+    issuer: Annotated[
+        str | None,
+        Setting(
+            "Whose identity tokens let nodes in, exactly as they name it (iss); unset: join tokens only.",
+            example="https://kubernetes.default.svc.cluster.local",
+        ),
+    ] = None
+    audience: Annotated[str, Setting("What the tokens must be made for (aud), and for nobody else.")] = "p2pregistry"
+    jwks_url: Annotated[
+        str | None,
+        Setting("Where the issuer publishes its keys; https.", example="https://kubernetes.default.svc/openid/v1/jwks"),
+    ] = None
+    jwks_file: Annotated[
+        str | None,
+        Setting("A file with the same, where the tracker cannot reach the issuer.", example="/etc/p2pregistry/jwks"),
+    ] = None
+    ca_file: Annotated[
+        str | None,
+        Setting(
+            "Certificates to trust for jwks_url, PEM; unset: those of the system.",
+            example="/var/run/secrets/kubernetes.io/serviceaccount/ca.crt",
+        ),
+    ] = None
+    token_file: Annotated[
+        str | None,
+        Setting(
+            "A file with the bearer token that jwks_url wants, read each time.",
+            example="/var/run/secrets/kubernetes.io/serviceaccount/token",
+        ),
+    ] = None
+    subjects: Annotated[
+        Texts,
+        Setting(
+            "Globs over who may join (sub), such as system:serviceaccount:kube-system:p2pregistry-node; none: nobody."
+        ),
+    ] = ()
+    pulls: Annotated[Texts, Setting("Globs over the private repositories that such a node may pull.")] = ()
+    labels: Annotated[Texts, Setting("Labels that such a node gets, each name=value.")] = ()
 
 
 class Announces(Section, frozen=True):
@@ -257,6 +320,8 @@ class TrackerSettings(Settings, frozen=True):
     registry: Registry = msgspec.field(default_factory=Registry)
     tls: Tls = msgspec.field(default_factory=Tls)
     peer: Peer = msgspec.field(default_factory=Peer)
+    nodes: Nodes = msgspec.field(default_factory=Nodes)
+    oidc: Oidc = msgspec.field(default_factory=Oidc)
     announces: Announces = msgspec.field(default_factory=Announces)
     libp2p: Libp2p = msgspec.field(default_factory=Libp2p)
     metrics: Metrics = msgspec.field(default_factory=Metrics)
@@ -296,6 +361,12 @@ class TrackerSettings(Settings, frozen=True):
             raise SettingsError("$.collection.grace: less than 300 seconds would remove what clients are still pushing")
         _check_networks("webhooks.allow_networks", self.webhooks.allow_networks)
         _check_networks("tracker.trusted_proxies", self.tracker.trusted_proxies)
+        if self.nodes.credential_lifetime < 60:
+            raise SettingsError("$.nodes.credential_lifetime: less than a minute is no time to renew a credential in")
+        url = self.peer.public_url
+        if url is not None and not url.startswith(("http://", "https://")):
+            raise SettingsError("$.peer.public_url: must begin with http:// or https://")
+        _check_oidc(self.oidc)
         if self.storage.kind == "s3":
             for name in ("endpoint", "bucket", "access_key", "secret_key_file"):
                 if getattr(self.s3, name) is None:
@@ -304,6 +375,25 @@ class TrackerSettings(Settings, frozen=True):
             raise SettingsError(
                 "$.auth.password_file: auth.username and auth.password_file are set together or not at all"
             )
+
+
+def _check_oidc(oidc: Oidc) -> None:
+    if oidc.issuer is None:
+        return
+    if (oidc.jwks_url is None) == (oidc.jwks_file is None):
+        raise SettingsError("$.oidc.jwks_url: one of oidc.jwks_url and oidc.jwks_file is needed with oidc.issuer")
+    if oidc.jwks_url is not None and not oidc.jwks_url.startswith("https://"):
+        raise SettingsError("$.oidc.jwks_url: must begin with https://, since these keys let nodes in")
+    for name in ("subjects", "pulls"):
+        for index, pattern in enumerate(getattr(oidc, name)):
+            try:
+                check_glob(pattern)
+            except ValueError as err:
+                raise SettingsError(f"$.oidc.{name}[{index}]: {err}") from err
+    for index, text in enumerate(oidc.labels):
+        name, equals, value = text.partition("=")
+        if not equals or not LABEL.fullmatch(name) or not ZONE.fullmatch(value):
+            raise SettingsError(f"$.oidc.labels[{index}]: a label is name=value, such as zone=a")
 
 
 def _check_networks(path: str, texts: Texts) -> None:

@@ -70,7 +70,7 @@ class Desk:
         self.signed.append(credential)
         return f"credential {len(self.signed)}"
 
-    async def fields(self) -> dict[str, object]:
+    def fields(self) -> dict[str, object]:
         return {"swarm": "default"}
 
     async def subject(self, token: str) -> str:
@@ -167,13 +167,16 @@ async def test_over_http(desk: Desk) -> None:
     await desk.token()
     answer = await desk.enrolment(request(ENROL_PATH, msgspec.to_builtins(desk.asked())))
     assert isinstance(answer.body, bytes)
-    assert json.loads(answer.body) == {"swarm": "default", "credential": "credential 1"}
+    assert json.loads(answer.body) == {"swarm": "default", "peer_id": OWN, "credential": "credential 1"}
     assert ("Cache-Control", "no-store") in answer.headers
     renewed = await desk.enrolment(request(CREDENTIAL_PATH, msgspec.to_builtins(desk.asked(None))))
     assert isinstance(renewed.body, bytes)
     assert json.loads(renewed.body) == {"credential": "credential 2"}
+    facts = await desk.enrolment(request(ENROL_PATH, {}, "GET"))
+    assert isinstance(facts.body, bytes)
+    assert json.loads(facts.body) == {"swarm": "default", "peer_id": OWN}
     with pytest.raises(RequestError) as wrong:
-        await desk.enrolment(request(ENROL_PATH, {}, "GET"))
+        await desk.enrolment(request(CREDENTIAL_PATH, {}, "GET"))
     assert wrong.value.status == 405
 
 

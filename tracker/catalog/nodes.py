@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
-from typing import Final, Protocol
+from typing import Final, NamedTuple, Protocol
 
 from p2pregistry.errors import RequestError
 from tracker.catalog.trail import By
@@ -58,8 +58,7 @@ class NodeRow:
     revoked_at: datetime | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class Revoked:
+class Revoked(NamedTuple):
     """The revoked peer ids that some credential may still name, and the number of this list: a higher one is newer."""
 
     number: int
