@@ -89,7 +89,8 @@ class UploadApi:
 
     async def _mount(self, repository: str, digest: Digest, source: str | None, by: By) -> Response | None:
         found = await self._catalog.mount_blob(repository, digest, check_name(source) if source else None, by)
-        return None if found is None else _created(repository, digest)
+        # a client that is told to upload it pushes again what a disk has lost
+        return None if found is None or not await self._uploads.stored(found) else _created(repository, digest)
 
     async def _monolithic(self, repository: str, digest: Digest, request: Request, by: By) -> Response:
         async with self._uploads.whole(repository, digest.algorithm, by) as upload:

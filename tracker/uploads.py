@@ -24,7 +24,7 @@ from typing import Final, Protocol
 
 import trio
 
-from p2pregistry.content.metainfo import Metainfo
+from p2pregistry.content.metainfo import BlobRef, Metainfo
 from p2pregistry.digest import Digest
 from p2pregistry.errors import LocalError, NotFound, RequestError, StorageFull
 from p2pregistry.objects.base import Draft, Object, ObjectStore
@@ -159,6 +159,11 @@ class Uploads:
         if session is None:
             raise unknown(number)
         return session
+
+    async def stored(self, blob: BlobRef) -> bool:
+        """Whether the store has the bytes of a blob that the catalog knows. Raises LocalError."""
+        used = await self._recorder.holder(blob.digest)
+        return used is not None and await self._holds(used, blob.size)
 
     @asynccontextmanager
     async def hold(self, repository: str, number: str) -> AsyncIterator[Upload]:
@@ -441,16 +446,16 @@ class Uploads:
     async def _lost(self, metainfo: Metainfo, name: str) -> str | None:
         """The object that should hold the blob, if its bytes are not there: what was just pushed takes its place."""
         used = await self._recorder.holder(metainfo.digest)
-        if used is None or used == name:
-            return None
-        try:
-            found = await self._objects.size(used)
-        except NotFound:
-            found = -1
-        if found == metainfo.size:
+        if used is None or used == name or await self._holds(used, metainfo.size):
             return None
         _log.error("the bytes of a blob are gone; a push replaces them", digest=str(metainfo.digest), object=used)
         return used
+
+    async def _holds(self, name: str, size: int) -> bool:
+        try:
+            return await self._objects.size(name) == size
+        except NotFound:
+            return False
 
     async def _discard(self, upload: Upload) -> None:
         if upload.draft is None:

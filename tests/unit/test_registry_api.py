@@ -275,6 +275,19 @@ async def test_mounts(tmp_path: Path) -> None:
             await api("DELETE", location)
 
 
+async def test_what_a_disk_has_lost_is_not_mounted_but_pushed_again(tmp_path: Path) -> None:
+    async with registry(tmp_path) as api:
+        digest = await api.push_blob("acme/base", b"layer")
+        for path in (tmp_path / "blobs").rglob("*"):
+            if path.is_file():
+                path.unlink()
+        location = await start(api, f"?mount={digest}&from=acme/base")
+        answer = await api("PUT", f"{location}?digest={digest}", b"layer")
+        assert created(answer, b"layer")
+        for name in (REPO, "acme/base"):
+            assert (await api("GET", f"/v2/{name}/blobs/{digest}")).body == b"layer"
+
+
 async def test_a_blob_is_only_in_its_repository(tmp_path: Path) -> None:
     async with registry(tmp_path) as api:
         digest = await api.push_blob("acme/private", b"layer")
