@@ -1,6 +1,6 @@
 """The tracker, put together: what runs, in which order it starts, and in which order it stops.
 
-Start: ports (a taken one is an error before anything else happens), keys, database and schema, blobs, DHT, listeners.
+Start: ports (a taken one is an error before anything else happens), database and schema, keys, blobs, DHT, listeners.
 Stop, within DEADLINE seconds: the listeners stop accepting; requests under way, uploads among them, have GRACE seconds;
 then the DHT closes, then the database's connections, and the embedded Postgres last of all.
 """
@@ -28,25 +28,25 @@ from p2pregistry.serve.listen import open_listeners, open_unix_listener, serve
 from p2pregistry.serve.peer_api import Slots
 from p2pregistry.serve.tls import Certificates
 from p2pregistry.trust.claims import ManifestClaim, sign_manifest_claim
-from p2pregistry.trust.keys import TrackerKeys
-from tracker import garbage_admin, hook_admin, policy_admin, repo_admin, status_admin
+from tracker import garbage_admin, hook_admin, key_admin, policy_admin, repo_admin, status_admin
 from tracker.accounts import Account
 from tracker.admin import AdminApi
 from tracker.announces import Desk
 from tracker.announces_postgres import PostgresAnnounces
 from tracker.blobs import Blobs
 from tracker.board import Pace
+from tracker.bulletin import Bulletin
 from tracker.catalog.garbage_postgres import PostgresGarbage
 from tracker.catalog.hooks_postgres import PostgresHooks
 from tracker.catalog.migrate import migrate as migrate_schema
 from tracker.catalog.postgres import PostgresCatalog
-from tracker.catalog.root import check_root
 from tracker.db import Connection, Db
 from tracker.embedded import embedded_postgres
 from tracker.face import Face
 from tracker.hook_runner import HookRunner
+from tracker.key_keeper import KeyFiles, KeyKeeper, open_keys
 from tracker.named import Named
-from tracker.peer_endpoints import Swarm, TrackerPeerApi
+from tracker.peer_endpoints import TrackerPeerApi
 from tracker.push_api import RegistryApi
 from tracker.settings import TrackerSettings, read_secret
 from tracker.storage import open_objects
@@ -95,14 +95,13 @@ async def _live(settings: TrackerSettings, ready: Ready, stop: trio.Event) -> No
     data = _data_dir(settings)
     async with AsyncExitStack() as stack:
         listeners = await _listen(settings, data, stack)
-        keys = await trio.to_thread.run_sync(TrackerKeys.load_or_create, Path(settings.keys.dir or data / "keys"))
         credentials = _credentials(settings)
         certificates = _certificates(settings)
         db, _ = await stack.enter_async_context(_database(settings, data))
-        await check_root(db, keys.root_public)
+        keeper = await open_keys(db, _key_files(settings, data), overlap=settings.keys.overlap)
         objects = await stack.enter_async_context(open_objects(settings, data))
         router = await _router(settings, data, stack)
-        parts = _assemble(settings, keys, credentials, db, objects, router)
+        parts = _assemble(settings, keeper, credentials, db, objects, router, _registry_url(settings, listeners))
         async with trio.open_nursery() as nursery:
             for task in parts.tasks:
                 nursery.start_soon(task)
@@ -112,7 +111,7 @@ async def _live(settings: TrackerSettings, ready: Ready, stop: trio.Event) -> No
                 for name, handler in parts.handlers.items():
                     tls = certificates.context if certificates is not None and name == "registry" else None
                     await servers.start(_serve, name, handler, listeners[name], stop, tls)
-                facts = _facts(settings, listeners, keys, credentials, router)
+                facts = _facts(settings, listeners, keeper, credentials, router)
                 ready(facts)
                 urls = {key: facts[key] for key in ("url", "peer_url", "metrics_url")}
                 _log.info("ready", version=__version__, **urls)
@@ -129,24 +128,27 @@ class _Parts:
 
 def _assemble(
     settings: TrackerSettings,
-    keys: TrackerKeys,
+    keeper: KeyKeeper,
     credentials: tuple[str, str] | None,
     db: Db,
     objects: ObjectStore,
     router: DhtRouter,
+    url: str,
 ) -> _Parts:
     catalog = PostgresCatalog(db, private=settings.auth.new_repositories == "private")
     uploads = Uploads(catalog, catalog.sessions, objects, _limits(settings))
-    key_set = keys.key_set()
+    keyring = keeper.keyring
 
     def sign(claim: ManifestClaim) -> str:
-        return sign_manifest_claim(keys.signer, claim)
+        return sign_manifest_claim(keyring.signer, claim)
 
-    def swarm() -> Swarm:
-        return Swarm(
-            settings.tracker.swarm, settings.tracker.names, _multiaddrs(settings, router), keys.root_public, key_set
-        )
-
+    bulletin = Bulletin(
+        keyring,
+        swarm=settings.tracker.swarm,
+        names=settings.tracker.names,
+        libp2p=lambda: _multiaddrs(settings, router),
+        token_url=url + "/token",
+    )
     garbage = PostgresGarbage(db)
     sweeper = Sweeper(catalog, garbage, objects, _pace(settings))
     registry = RegistryApi(
@@ -173,7 +175,7 @@ def _assemble(
             catalog,
             Blobs(catalog, objects),
             slots,
-            swarm,
+            bulletin,
             named=named,
             announces=announces,
             pulled=sweeper.pulls.count,
@@ -185,9 +187,12 @@ def _assemble(
             garbage_admin.routes(sweeper, garbage),
             policy_admin.routes(catalog.policies),
             repo_admin.routes(catalog, uploads),
+            key_admin.routes(keeper),
         ),
     }
-    return _Parts(handlers, (uploads.run, probe.run, announces.run, sweeper.run, _hook_runner(settings, hooks).run))
+    runner = _hook_runner(settings, hooks)
+    tasks = (uploads.run, probe.run, announces.run, sweeper.run, runner.run, keeper.run, bulletin.run)
+    return _Parts(handlers, tasks)
 
 
 def _pace(settings: TrackerSettings) -> SweepPace:
@@ -313,6 +318,12 @@ def _credentials(settings: TrackerSettings) -> tuple[str, str] | None:
     return auth.username, read_secret(auth.password_file, "auth.password_file")
 
 
+def _key_files(settings: TrackerSettings, data: Path) -> KeyFiles:
+    stated = settings.keys
+    file = None if stated.wrapping_key_file is None else Path(stated.wrapping_key_file)
+    return KeyFiles(Path(stated.dir or data / "keys"), file, stated.wrapping_key)
+
+
 def _certificates(settings: TrackerSettings) -> Certificates | None:
     cert, key = settings.tls.cert_file, settings.tls.key_file
     return None if cert is None or key is None else Certificates(Path(cert), Path(key))
@@ -383,17 +394,21 @@ def _url(listeners: Sequence[trio.SocketListener], scheme: str = "http") -> str:
     return f"{scheme}://{f'[{host}]' if ':' in host else host}:{port}"
 
 
+def _registry_url(settings: TrackerSettings, listeners: Listeners) -> str:
+    scheme = "http" if settings.tls.cert_file is None else "https"
+    return settings.tracker.public_url or _url(listeners["registry"], scheme)
+
+
 def _facts(
     settings: TrackerSettings,
     listeners: Listeners,
-    keys: TrackerKeys,
+    keeper: KeyKeeper,
     credentials: tuple[str, str] | None,
     router: DhtRouter,
 ) -> dict[str, object]:
     username, password = credentials or (None, None)
     return {
-        "url": settings.tracker.public_url
-        or _url(listeners["registry"], "http" if settings.tls.cert_file is None else "https"),
+        "url": _registry_url(settings, listeners),
         "peer_url": _url(listeners["peer"]),
         "metrics_url": _url(listeners["metrics"]),
         "pid": os.getpid(),
@@ -401,5 +416,5 @@ def _facts(
         "username": username,
         "password": password,
         "libp2p": list(_multiaddrs(settings, router)),
-        "root_key": keys.root_public,
+        "root_key": keeper.keyring.root_public,
     }

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from tracker.commands import garbage, hooks, policies
+from tracker.commands import garbage, hooks, keys, policies
 
 if TYPE_CHECKING:
     from tracker.settings import TrackerSettings
@@ -80,6 +80,7 @@ tracker.add_command(garbage.retention)
 tracker.add_command(garbage.scrub)
 tracker.add_command(hooks.webhook)
 tracker.add_command(hooks.audit)
+tracker.add_command(keys.keys)
 
 
 @tracker.group("config")

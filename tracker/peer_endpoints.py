@@ -45,7 +45,8 @@ _TAGS: Final = 10_000
 @dataclass(frozen=True, slots=True)
 class Swarm:
     """What a node needs to join: the swarm's name, the registry names this tracker is, multiaddrs of its libp2p host
-    (with ``/p2p/<peer id>``), its public root key and the key set that the root signed."""
+    (with ``/p2p/<peer id>``), its public root key and the key set that the root signed; the signed list of revoked
+    nodes ("": not known yet), its clock in unix seconds, and where clients of a node get tokens."""
 
     swarm: str
     names: tuple[str, ...]
@@ -53,6 +54,9 @@ class Swarm:
     root_key: str
     key_set: str
     version: str = __version__
+    revocations: str = ""
+    time: float | None = None
+    token_url: str = ""
 
 
 class TrackerPeerApi:

@@ -192,10 +192,24 @@ class Keys(Section, frozen=True):
     dir: Annotated[
         str | None,
         Setting(
-            "Where root.key and signing.key are, the same for all trackers of a database; unset: the data directory.",
+            "Where root.key and wrapping.key are, the same for all trackers of a database; unset: the data directory.",
             example="/etc/p2pregistry/keys",
         ),
     ] = None
+    wrapping_key_file: Annotated[
+        str | None,
+        Setting(
+            "The file of the key (k4.local...) that the keys in the database are wrapped with; unset: keys.dir.",
+            example="/run/secrets/wrapping.key",
+        ),
+    ] = None
+    wrapping_key: Annotated[
+        str | None, Setting("That key itself, for the environment.", example="k4.local.AAAA", secret=True)
+    ] = None
+    overlap: Annotated[
+        Seconds,
+        Setting("How long a new key is published before it signs, so that every node knows it.", unit="seconds"),
+    ] = 600.0
 
 
 class Uploads(Section, frozen=True):
@@ -357,6 +371,8 @@ class TrackerSettings(Settings, frozen=True):
             raise SettingsError("$.tracker.public_url: must begin with http:// or https://")
         if self.database.dsn is not None and self.database.dsn_file is not None:
             raise SettingsError("$.database.dsn_file: database.dsn is set too; give one of them")
+        if self.keys.wrapping_key is not None and self.keys.wrapping_key_file is not None:
+            raise SettingsError("$.keys.wrapping_key_file: keys.wrapping_key is set too; give one of them")
         if self.collection.grace < 300:
             raise SettingsError("$.collection.grace: less than 300 seconds would remove what clients are still pushing")
         _check_networks("webhooks.allow_networks", self.webhooks.allow_networks)

@@ -181,15 +181,18 @@ alter table audit add column account_id bigint;
 
 -- -------------------------------------------------------------------------------------------------------------- keys
 
+-- Every key that ever was, so that what one has signed can be told from a forgery for ever.
 create table signing_keys (
     kid text collate "C" primary key,
     public text not null,
     -- Wrapped with the key that the trackers have in a file (PASERK k4.secret-wrap.pie).
     secret text not null,
     created_at timestamptz not null default now(),
-    -- It signs from here on, when every node has had the time to hear of it, until the next one does.
-    sign_from timestamptz not null,
-    revoked_at timestamptz
+    -- It signs from here on, when every node has had the time to hear of it, until the next one does. Null: no key set
+    -- names it yet, the root has still to sign one.
+    sign_from timestamptz,
+    -- No key set names it any more.
+    dropped_at timestamptz
 );
 create table key_sets (
     version bigint primary key,
@@ -201,9 +204,26 @@ create table tracker_secrets (
     name text primary key,
     wrapped text not null
 );
--- Which key signed the claim; null: not known, so it is signed again when any key is revoked.
+-- Which key signed the claim, as its footer says (a PASETO: version, purpose, payload and signature, footer). Null: not
+-- known. Whatever is not of the key that signs now is signed again in the background.
 alter table repository_manifests add column claim_kid text collate "C";
 create index repository_manifests_kid on repository_manifests (claim_kid);
+
+-- In the database, because programs of schema 3 to 5 write claims too.
+create function note_claim_kid() returns trigger language plpgsql as $$
+declare
+    footer text := split_part(new.claim, '.', 4);
+begin
+    new.claim_kid := null;
+    if footer ~ '^[A-Za-z0-9_-]+$' and length(footer) % 4 <> 1 then
+        footer := rpad(translate(footer, '-_', '+/'), (length(footer) + 3) / 4 * 4, '=');
+        new.claim_kid := substring(encode(decode(footer, 'base64'), 'escape') from '"kid": *"(k4\.pid\.[A-Za-z0-9_-]+)"');
+    end if;
+    return new;
+end
+$$;
+create trigger note_claim_kid before insert or update of claim on repository_manifests
+    for each row execute function note_claim_kid();
 
 -- ------------------------------------------------------------------------------------------------------------- nodes
 
