@@ -53,6 +53,13 @@ def matches_any(patterns: Iterable[str], name: str) -> bool:
     return any(matches(pattern, name) for pattern in patterns)
 
 
+def moved(pattern: str, name: str, to: str) -> str:
+    """The pattern that covers the same names once the namespace ``name`` is called ``to``; only those that begin with
+    that name change, because others are not about it."""
+    rest = pattern[len(name) :]
+    return to + rest if pattern.startswith(name) and (not rest or rest[0] in "/:") else pattern
+
+
 def _parts(pattern: str) -> list[str]:
     """Single characters, "*" and "**"; more stars in a row are two."""
     parts: list[str] = []

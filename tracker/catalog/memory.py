@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
 
 import trio
 
@@ -334,7 +334,15 @@ class MemoryCatalog:
         """Its repositories, for those who rename or delete an account."""
         return sorted(name for name in self.content if namespace_of(name) == namespace)
 
-    def rename_namespace(self, name: str, to: str) -> None:
-        """All repositories of the account ``name`` are ``to``'s now."""
+    def rename_namespace(
+        self, name: str, to: str, resign: Callable[[str, Digest, Sequence[BlobRef]], str] | None
+    ) -> None:
+        """All repositories of the account ``name`` are ``to``'s now, with claims that name them so."""
         for repository in self.names_in(name):
-            self.content[to + repository[len(name) :]] = self.content.pop(repository)
+            after = to + repository[len(name) :]
+            found = self.content[after] = self.content.pop(repository)
+            for digest, stored in found.manifests.items():
+                blobs = [self.blobs[one].metainfo.ref for one in sorted(stored.blobs, key=str)]
+                claim = stored.record.claim if resign is None else resign(after, digest, blobs)
+                stored.record = replace(stored.record, claim=claim)
+        self.policies.rename_namespace(name, to)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import trio
 
+from p2pregistry.globs import moved
 from tracker.catalog.policies import (
     WARN_EVERY,
     ImmutableTags,
@@ -97,3 +98,10 @@ class MemoryPolicies:
     def covered(self, repository: str, tags: Sequence[str]) -> set[str]:
         """Those of the tags that a pattern covers."""
         return covered(list(self._patterns), repository, tags)
+
+    def rename_namespace(self, name: str, to: str) -> None:
+        """With its quota, unless the new name has one, and the patterns that begin with it."""
+        quota = self._quotas.pop(name, None)
+        if quota is not None and self._quotas.get(to) is None:
+            self._quotas[to] = quota
+        self._patterns = {moved(pattern, name, to): created for pattern, created in self._patterns.items()}

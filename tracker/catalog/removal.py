@@ -80,9 +80,18 @@ def delete_blob(connection: Connection, repository: str, digest: Digest, by: By)
 
 def delete_repository(connection: Connection, repository: str, by: By) -> bool:
     """See Catalog. Pushes to it that are under way are waited for, later ones make it anew."""
+    tags = remove_repository(connection, repository, by)
+    if tags is None:
+        return False
+    note_tags(connection, [(repository, tag, None) for tag in tags])
+    return True
+
+
+def remove_repository(connection: Connection, repository: str, by: By) -> list[str] | None:
+    """The same without ``note_tags``, which comes last in a transaction: the tags it had, None if it is not there."""
     row = connection.execute(_LOCK, (repository,)).fetchone()
     if row is None:
-        return False
+        return None
     number = int(row[0])
     tags = [name for (name,) in connection.execute(_ALL_TAGS, (number,)).fetchall()]
     refuse_immutable(connection, repository, tags)
@@ -93,5 +102,4 @@ def delete_repository(connection: Connection, repository: str, by: By) -> bool:
     connection.execute(_REPOSITORY, (number,))
     detail: dict[str, object] = {"tags": len(tags), "manifests": manifests, "blobs": len(blobs)}
     record(connection, by, "repository.delete", repository, detail=detail)
-    note_tags(connection, [(repository, tag, None) for tag in tags])
-    return True
+    return tags

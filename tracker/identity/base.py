@@ -218,7 +218,7 @@ class Accounts(Protocol):
 
     async def add_refresh(self, identity: Identity, name: str, by: By, *, lifetime: float | None = None) -> str:
         """The secret of a refresh token, with the scopes of ``identity``; ``name``: the client's. Raises RequestError
-        (DENIED) if the identity is nobody's any more."""
+        (DENIED) if the identity is nobody's any more, or was itself shown by a refresh token."""
 
     async def tokens(self, account: str, *, kind: TokenKind | None = None) -> list[Token]:
         """Newest first."""
@@ -302,14 +302,6 @@ def check_token(kind: TokenKind, of: AccountKind, scopes: object, lifetime: floa
         raise RequestError("INVALID", "a robot's token has scopes", status=400)
     if lifetime is not None and not 0 < lifetime <= 100 * 366 * 86400:
         raise RequestError("INVALID", "a token is good for some seconds, or for ever", status=400)
-
-
-def moved(pattern: str, name: str, to: str) -> str:
-    """A glob over repositories, of this one or any namespace, after the account ``name`` was renamed."""
-    for end in ("", "/", ":"):
-        if pattern == name if not end else pattern.startswith(name + end):
-            return to + pattern[len(name) :]
-    return pattern
 
 
 def not_set_up() -> RequestError:

@@ -9,6 +9,7 @@ from datetime import UTC, datetime, timedelta
 import trio
 
 from p2pregistry.errors import SettingsError
+from p2pregistry.globs import moved
 from p2pregistry.trust.access import Scope
 from p2pregistry.trust.secret import hash_secret, is_secret, kind_of, new_secret
 from tracker.catalog.memory import MemoryCatalog
@@ -23,6 +24,7 @@ from tracker.identity.base import (
     AccountKind,
     Member,
     NewToken,
+    Resign,
     Team,
     Token,
     TokenKind,
@@ -34,7 +36,6 @@ from tracker.identity.base import (
     conflict,
     last_administrator,
     last_owner,
-    moved,
     no_identity,
     not_set_up,
     taken,
@@ -79,12 +80,14 @@ class MemoryAccounts:
     def __init__(
         self,
         catalog: MemoryCatalog | None = None,
+        resign: Resign | None = None,
         *,
         passwords: Passwords | None = None,
         anonymous_pull: bool = True,
         now: Callable[[], datetime] = lambda: datetime.now(UTC),
     ) -> None:
         self._catalog = MemoryCatalog() if catalog is None else catalog
+        self._resign = resign
         self._passwords = passwords or Passwords(memory_cost=8, time_cost=1)
         self._anonymous_pull = anonymous_pull
         self._now = now
@@ -257,7 +260,7 @@ class MemoryAccounts:
             raise taken(to)
         if self._catalog.names_in(to):
             raise conflict(f"there are repositories in {to}")
-        self._catalog.rename_namespace(name, to)
+        self._catalog.rename_namespace(name, to, self._resign)
         self._former.pop(to, None)
         self._former[name] = held.account.id
         self._held[to] = self._held.pop(name)
@@ -480,6 +483,8 @@ class MemoryAccounts:
         if held is None or held.account.disabled is not None:
             raise no_identity()
         if identity.token_id is not None and (parent is None or not self._good(parent)):
+            raise no_identity()
+        if parent is not None and parent.token.kind == "refresh":
             raise no_identity()
         secret = self._give("refresh", held.account, name, by, identity.scopes, lifetime, identity.token_id).secret
         mine = [one for one in self._tokens.values() if one.account_id == held.account.id and self._good(one)]
