@@ -21,7 +21,8 @@ from tracker.catalog.base import Catalog
 from tracker.catalog.policies import QuotaExceeded
 from tracker.catalog.sessions import Session
 from tracker.catalog.trail import By
-from tracker.uploads import Upload, Uploads
+from tracker.upload import Upload
+from tracker.uploads import Uploads
 
 
 class UploadApi:

@@ -19,8 +19,8 @@ import uuid
 from collections import OrderedDict
 from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
-from typing import Final, Protocol
+from dataclasses import dataclass
+from typing import Final
 
 import trio
 
@@ -29,9 +29,10 @@ from p2pregistry.digest import Digest
 from p2pregistry.errors import LocalError, NotFound, RequestError, StorageFull
 from p2pregistry.objects.base import Draft, Object, ObjectStore
 from p2pregistry.observe import logger
-from tracker.catalog.sessions import Lease, Session, Sessions, object_name, unknown
+from tracker.catalog.sessions import Session, Sessions, object_name, unknown
 from tracker.catalog.trail import By
 from tracker.intake import BLOCKS, Hashes, Intake, hash_again
+from tracker.upload import Recorder, Upload
 
 #: Seconds that a lease lasts after it was last renewed, and between two renewals.
 LEASE: Final = 10.0
@@ -53,53 +54,6 @@ _ROOM_AGE: Final = 1.0
 _KEPT: Final = 1000
 
 _log = logger(__name__)
-
-
-class Recorder(Protocol):
-    """What uploads need of the catalog."""
-
-    async def add_blob(
-        self,
-        repository: str,
-        blob: Metainfo,
-        name: str,
-        by: By,
-        *,
-        upload: Lease | None = None,
-        lost: str | None = None,
-    ) -> str:
-        """Record the blob and end the session, in one transaction; the name of the object that holds it now."""
-
-    async def holder(self, digest: Digest) -> str | None:
-        """The object that holds the blob now."""
-
-
-@dataclass(slots=True)
-class Upload:
-    """A session that this request holds. ``size``: bytes that are durable and recorded, or will be when it is given
-    back."""
-
-    session: Session
-    size: int
-    hashes: Hashes
-    scope: trio.CancelScope
-    draft: Draft | None = None
-    object: Object | None = None
-    intake: Intake | None = None
-    lost: bool = False
-    ended: bool = False
-    free: trio.Event = field(default_factory=trio.Event)
-
-    @property
-    def lease(self) -> Lease:
-        return self.session.lease
-
-    def lose(self) -> None:
-        """Another process has it now."""
-        self.lost = True
-        if self.intake is not None:
-            self.intake.stop()
-        self.scope.cancel()
 
 
 @dataclass(frozen=True, slots=True)
@@ -260,8 +214,8 @@ class Uploads:
         """End a held session and forget its bytes. Raises LocalError."""
         if upload.ended:
             return
-        dropped = await self._sessions.drop(upload.lease)
-        upload.ended = True
+        with upload.ends():
+            dropped = await self._sessions.drop(upload.lease)
         if dropped:
             await self._discard(upload)
 
@@ -326,7 +280,8 @@ class Uploads:
                 _log.warning("leases of uploads could not be renewed", error=err.message)
                 continue
             for upload in held:
-                if upload.session.id not in kept and not upload.ended and self._held.get(upload.session.id) is upload:
+                ours = self._held.get(upload.session.id) is upload and not upload.ending and not upload.ended
+                if ours and upload.session.id not in kept:
                     upload.lose()
 
     # --------------------------------------------------------------------------------------------------------- parts
@@ -429,13 +384,13 @@ class Uploads:
         session = upload.session
         lost = await self._lost(metainfo, session.object)
         try:
-            used = await self._recorder.add_blob(
-                session.repository, metainfo, session.object, by, upload=upload.lease, lost=lost
-            )
+            with upload.ends():
+                used = await self._recorder.add_blob(
+                    session.repository, metainfo, session.object, by, upload=upload.lease, lost=lost
+                )
         except RequestError:
             await self.cancel(upload)
             raise
-        upload.ended = True
         if used != session.object:
             # The blob was there. The catalog has condemned ours; this only frees the room sooner.
             try:

@@ -24,7 +24,7 @@ from tracker import intake
 from tracker.catalog.sessions import Lease, Session, Sessions, unknown
 from tracker.catalog.sessions_memory import MemorySessions
 from tracker.catalog.trail import By
-from tracker.uploads import LEASE, Limits, Uploads
+from tracker.uploads import LEASE, RENEW, Limits, Uploads
 
 BY = By("pusher")
 REPO = "acme/api"
@@ -278,6 +278,43 @@ async def test_a_lease_is_renewed_while_a_request_is_at_work(autojump_clock: tri
             await one.append(upload, ScriptedBody([b"abc"]), keep=True)
         nursery.cancel_scope.cancel()
     assert await send(two, session, b"d") == 4
+
+
+@pytest.mark.parametrize("refused", [False, True])
+async def test_a_renewal_that_sees_the_end_of_a_session_first_changes_nothing(
+    autojump_clock: trio.testing.MockClock, refused: bool
+) -> None:
+    """The transaction is committed, and its outcome on the way back from a thread, when leases are renewed."""
+    world = World()
+
+    class Slow:
+        def __getattr__(self, name: str) -> Callable[..., Any]:
+            async def call(*args: Any, **options: Any) -> Any:
+                target = world if name in ("add_blob", "holder") else world.sessions
+                try:
+                    return await getattr(target, name)(*args, **options)
+                finally:
+                    if name in ("add_blob", "drop"):
+                        await trio.sleep(3 * RENEW)
+
+            return call
+
+    slow = Slow()
+    uploads = Uploads(cast("Any", slow), cast("Sessions", slow), world.objects, LIMITS)
+    session = await uploads.open(REPO, "sha256", BY)
+    if refused:
+        world.refuse = RequestError("DENIED", "no")
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(uploads.run)
+        await send(uploads, session, DATA[:100])
+        if refused:
+            with pytest.raises(RequestError) as caught:
+                await put(uploads, session, DATA[:100])
+            assert caught.value.code == "DENIED"
+        else:
+            await put(uploads, session, DATA[:100])
+            assert world.whole(DATA[:100])
+        nursery.cancel_scope.cancel()
 
 
 async def test_who_was_stopped_for_long_finds_that_another_has_it(autojump_clock: trio.testing.MockClock) -> None:
