@@ -43,10 +43,11 @@ from p2pregistry.sources.peer import PeerSource
 from p2pregistry.sources.tracker import TrackerSource
 from p2pregistry.store.cache import Cache
 from p2pregistry.store.files import FileStore, open_files
+from p2pregistry.store.forget import keep_only
 from p2pregistry.store.index import Index, open_index
 from p2pregistry.store.records import StoredManifest
 from p2pregistry.store.recover import discard_partials, reconcile, stale_partials
-from p2pregistry.trust.keys import check_root_public
+from p2pregistry.trust.keys import KeySet, check_root_public
 from p2pregistry.trusting import Trust
 
 if TYPE_CHECKING:
@@ -54,8 +55,8 @@ if TYPE_CHECKING:
 
 #: Seconds that answers under way may take at shutdown, and that the whole shutdown may take.
 GRACE, DEADLINE = 5.0, 15.0
-#: Seconds between two visits to the tracker, once one has succeeded; the first ones are tried sooner and sooner apart.
-REJOIN = 30.0
+#: Seconds between two looks at the neighbours.
+REMEMBER = 30.0
 #: Seconds a start waits for the tracker and the first neighbours.
 JOIN = 3.0
 #: Neighbours whose addresses outlive a restart.
@@ -262,7 +263,7 @@ async def _assemble(
     rates = _rates(settings)
     flights = _flights(settings, store, cache, index, finder, haves, advertiser, rates)
     await stack.enter_async_context(flights.running())
-    trust = Trust(index, tracker, settings.tracker.root_key)
+    trust = _trust(settings, index, tracker)
     node = Node(settings, index, router, advertiser, flights, finder, trust, tracker, urls, router.peer_id)
     node.names = _known_names(settings, index)
     pull = _pull_api(node, cache)
@@ -282,6 +283,18 @@ async def _assemble(
     router.hold(held, within=30.0 if len(held) > 100 else 0.0)
     finder.hold((digest, size) for digest, size, _use in blobs[-MOST_HELD:])
     return node, {"pull": pull, "peer": peers, "metrics": health(lambda: None), "admin": admin_handler(node)}
+
+
+def _trust(settings: NodeSettings, index: Index, tracker: TrackerSource | None) -> Trust:
+    async def forget(keys: KeySet) -> None:
+        dropped = await keep_only(index, keys.keys.keys())
+        if dropped:
+            _log.warning("claims are forgotten whose key the tracker has dropped", claims=dropped)
+
+    stated = settings.tracker
+    return Trust(
+        index, tracker, stated.root_key, swarm=settings.node.swarm, offline_grace=stated.offline_grace, forget=forget
+    )
 
 
 def _rates(settings: NodeSettings) -> Rates:
@@ -401,21 +414,21 @@ async def _remember_neighbours(node: Node) -> None:
         neighbours = node.router.neighbours(NEIGHBOURS)
         if neighbours:
             await _put_lines(node.index, _NEIGHBOURS, neighbours)
-        await trio.sleep(REJOIN)
+        await trio.sleep(REMEMBER)
 
 
 async def _visit_tracker(node: Node, met: trio.Event) -> None:
-    """Learn keys, names and the way into the DHT; again now and then, so that a replaced tracker is noticed."""
+    """Learn keys, revoked nodes, names and the way into the DHT; again every ``tracker.poll`` seconds."""
     if node.tracker is None:
         met.set()
         return
-    wait = 0.2
+    wait, most = 0.2, node.settings.tracker.poll
     while True:
         if await _visit(node):
             met.set()
-            wait = REJOIN
+            wait = most
         await trio.sleep(wait * random.uniform(0.8, 1.2))  # noqa: S311 - spreads load, guards nothing
-        wait = min(wait * 2, REJOIN)
+        wait = min(wait * 2, most)
 
 
 async def _visit(node: Node) -> bool:
@@ -429,7 +442,7 @@ async def _visit(node: Node) -> bool:
     if swarm.swarm != node.settings.node.swarm:
         _log.error("the tracker serves another swarm", tracker=swarm.swarm, node=node.settings.node.swarm)
         return False
-    if node.settings.tracker.names is None:
+    if node.settings.tracker.names is None and node.names != frozenset(swarm.names):
         node.names = frozenset(swarm.names)
         await _put_lines(node.index, _NAMES, swarm.names)
     node.router.bootstrap(swarm.libp2p)

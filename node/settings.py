@@ -115,6 +115,14 @@ class Tracker(Section, frozen=True):
         ),
     ] = None
     timeout: Annotated[Seconds, Setting("How long the tracker may take to begin an answer.", unit="seconds")] = 10.0
+    poll: Annotated[
+        Annotated[float, msgspec.Meta(ge=0.2, le=30)],
+        Setting("How often the tracker is asked for new keys and for revoked nodes.", unit="seconds"),
+    ] = 20.0
+    offline_grace: Annotated[
+        Seconds,
+        Setting("How long after their end credentials of nodes hold while the tracker is away.", unit="seconds"),
+    ] = 86400.0
 
 
 class Cache(Section, frozen=True):

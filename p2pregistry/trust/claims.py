@@ -7,17 +7,22 @@ does not expire. It is both the root of trust for piece tables and the proof tha
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any, Final
 
 import msgspec
+import pyseto
 
 from p2pregistry.content.metainfo import BlobRef
 from p2pregistry.digest import Digest, cid_text, parse_cid
 from p2pregistry.errors import BadContent, RequestError
 from p2pregistry.oci.reference import check_name
 from p2pregistry.trust.keys import MANIFEST_PURPOSE, KeySet, Signer
+from p2pregistry.trust.paserk import TOKEN_ERRORS
 
 #: The longest claim that is looked at, bytes: room for 20,000 blobs.
 MAX_CLAIM = 6 << 20
+#: Bytes of the signature, which follow the payload.
+_SIGNATURE: Final = 64
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +54,19 @@ def verify_manifest_claim(keys: KeySet, token: str) -> ManifestClaim:
     """Read a claim. Raises BadContent unless a key of the set signed it for this purpose and every field is in form."""
     if len(token) > MAX_CLAIM:
         raise BadContent("a claim is too long")
-    payload = keys.payload(token, MANIFEST_PURPOSE)
+    return _read(keys.payload(token, MANIFEST_PURPOSE))
+
+
+def read_unverified(token: str) -> ManifestClaim | None:
+    """What a claim says, whoever has signed it; None if it is none. Only for claims that were verified before."""
+    try:
+        payload: Any = pyseto.Token.new(token).payload
+        return _read(bytes(payload)[:-_SIGNATURE])
+    except (BadContent, *TOKEN_ERRORS):
+        return None
+
+
+def _read(payload: bytes) -> ManifestClaim:
     try:
         raw = msgspec.json.decode(payload, type=_Claim)
         blobs = tuple(BlobRef(Digest.parse(digest), size, parse_cid(root)) for digest, size, root in raw.blobs)

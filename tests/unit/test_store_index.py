@@ -15,6 +15,7 @@ from p2pregistry.digest import Digest
 from p2pregistry.errors import LocalError
 from p2pregistry.store import index as index_module
 from p2pregistry.store.environment import MARK
+from p2pregistry.store.forget import keep_only
 from p2pregistry.store.index import BlobEntry, StoredManifest, TagRecord, kept_path, open_index
 from p2pregistry.store.kept import format_kept, parse_kept
 from p2pregistry.store.records import (
@@ -27,6 +28,9 @@ from p2pregistry.store.records import (
     digest_key,
     read_digest,
 )
+from p2pregistry.trust.claims import ManifestClaim, sign_manifest_claim
+from p2pregistry.trust.keys import Signer
+from p2pregistry.trust.paserk import new_secret
 
 A, B = Digest.of(b"a"), Digest.of(b"b", "sha512")
 
@@ -72,6 +76,33 @@ async def test_manifests_claims_and_refs(tmp_path: Path) -> None:
         assert index.metainfo(info.digest) is None
         await index.put_metainfo(info)
         assert index.metainfo(info.digest) == info
+
+
+async def test_claims_of_keys_that_are_gone_are_forgotten(tmp_path: Path) -> None:
+    stolen, good = Signer.of(new_secret()), Signer.of(new_secret())
+    shared, only = (Metainfo.of_bytes(data).ref for data in (b"shared", b"only"))
+
+    async def put(repository: str, name: bytes, signer: Signer, *blobs: BlobRef) -> Digest:
+        digest = Digest.of(name, "sha512")
+        token = sign_manifest_claim(signer, ManifestClaim(repository, digest, blobs))
+        await index.put_manifest(repository, StoredManifest(digest, "application/x", name), token, blobs)
+        return digest
+
+    async with open_index(tmp_path / "i") as index:
+        forged = await put("one", b"forged", stolen, shared, only)
+        kept = await put("one", b"kept", good, shared)
+        both = await put("two", b"both", stolen, only)
+        await put("two", b"both", good, only)
+        await index.put_manifest("three", StoredManifest(A, "application/x", b""), "no claim at all", [only])
+        assert await keep_only(index, {stolen.kid, good.kid}) == 1
+        assert await keep_only(index, {good.kid}) == 2
+        assert index.claims("one", forged) == []
+        assert index.claimed("one", only.digest) is None
+        assert index.claimed("one", shared.digest) == shared, "a good claim names it too"
+        assert len(index.claims("one", kept)) == len(index.claims("two", both)) == 1
+        assert index.claimed("two", only.digest) == only
+        assert index.manifest(forged) is not None
+        assert await keep_only(index, {good.kid}) == 0
 
 
 async def test_blobs_and_their_total(tmp_path: Path) -> None:

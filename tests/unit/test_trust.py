@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import json
 import stat
 from pathlib import Path
 
@@ -15,14 +16,22 @@ from hypothesis import strategies as st
 from p2pregistry.content.metainfo import Metainfo
 from p2pregistry.digest import Digest
 from p2pregistry.errors import BadContent, LocalError, SettingsError
-from p2pregistry.trust.claims import MAX_CLAIM, ManifestClaim, sign_manifest_claim, verify_manifest_claim
+from p2pregistry.trust.claims import (
+    MAX_CLAIM,
+    ManifestClaim,
+    read_unverified,
+    sign_manifest_claim,
+    verify_manifest_claim,
+)
 from p2pregistry.trust.keys import (
     KEY_SET_PURPOSE,
     MANIFEST_PURPOSE,
     KeySet,
     TrackerKeys,
     check_root_public,
+    kid_of,
 )
+from p2pregistry.trust.paserk import LOCAL, PUBLIC, TOKEN_ERRORS, Wrapping, new_local, new_secret
 
 BLOBS = tuple(Metainfo.of_bytes(data).ref for data in (b"config", b"layer"))
 CLAIM = ManifestClaim("acme/api", Digest.of(b"manifest"), BLOBS)
@@ -253,3 +262,86 @@ def test_any_footer_is_refused(keys: TrackerKeys, footer: bytes) -> None:
 def test_any_root_key_is_refused(keys: TrackerKeys, root: str) -> None:
     with pytest.raises(BadContent):  # as a tracker might send one before any is pinned
         KeySet.verify(keys.key_set(), root)
+
+
+# ------------------------------------------------------------------------------------------------- versions, wrapping
+
+
+@given(
+    data=st.one_of(
+        st.binary(max_size=60),
+        st.fixed_dictionaries(
+            {"version": st.one_of(st.integers(-(2**70), 2**70), st.floats(), st.none(), st.text(max_size=3))},
+            optional={
+                "keys": st.one_of(
+                    st.none(),
+                    st.lists(st.one_of(st.text(max_size=60), st.sampled_from([PUBLIC, "k4.public." + "A" * 43]))),
+                ),
+                "more": st.integers(),
+            },
+        ).map(lambda found: json.dumps(found).encode()),
+    )
+)
+def test_a_signed_key_set_is_read_or_refused(keys: TrackerKeys, data: bytes) -> None:
+    token = pyseto.encode(keys.root, data, implicit_assertion=KEY_SET_PURPOSE).decode()
+    try:
+        found = KeySet.verify(token, keys.root_public)
+    except BadContent:
+        return
+    assert 0 <= found.version <= 2**53
+    assert all(kid.startswith("k4.pid.") for kid in found.keys)
+    found.follows(None)
+    found.follows(found)
+
+
+@given(st.integers(0, 5), st.integers(0, 5), st.sets(st.sampled_from("abc")), st.sets(st.sampled_from("abc")))
+def test_of_two_key_sets_one_follows_the_other_or_they_are_the_same(
+    keys: TrackerKeys, one: int, two: int, first: set[str], second: set[str]
+) -> None:
+    key = keys.root  # any will do
+    known, new = KeySet(one, dict.fromkeys(first, key)), KeySet(two, dict.fromkeys(second, key))
+    try:
+        new.follows(known)
+    except BadContent:
+        assert two < one or (two == one and first != second)
+    else:
+        assert two > one or (two == one and first == second)
+
+
+@given(
+    text=st.text(max_size=60) | st.binary(max_size=64).map(lambda raw: LOCAL + base64.urlsafe_b64encode(raw).decode())
+)
+def test_a_wrapping_key_is_read_or_refused(text: str) -> None:
+    try:
+        found = Wrapping.read(text)
+    except TOKEN_ERRORS:
+        return
+    assert len(found.key) == 32
+    assert repr(found) == "Wrapping()"
+
+
+@given(data=st.data())
+def test_what_is_wrapped_comes_back_with_the_same_key_and_unchanged_only(data: st.DataObject) -> None:
+    wrapping, key = Wrapping(b"w" * 32), data.draw(st.sampled_from([WRAPPED_SECRET, WRAPPED_LOCAL]))
+    text = wrapping.wrap(key)
+    assert key.to_paserk().split(".")[2] not in text
+    assert wrapping.unwrap(text).to_paserk() == key.to_paserk()
+    at = data.draw(st.integers(0, len(text) - 1))
+    changed = text[:at] + data.draw(st.sampled_from("Aa-.=ü")) + text[at + 1 :]
+    for other, given_text in ((Wrapping(b"x" * 32), text), (wrapping, changed)):
+        try:
+            found = other.unwrap(given_text)
+        except SettingsError:
+            pass
+        else:
+            assert found.to_paserk() == key.to_paserk()  # another spelling of the same bytes
+
+
+WRAPPED_SECRET, WRAPPED_LOCAL = new_secret(), new_local()
+
+
+def test_what_a_claim_says_can_be_read_without_its_key(keys: TrackerKeys) -> None:
+    assert read_unverified(sign_manifest_claim(keys.signer, CLAIM)) == CLAIM
+    for junk in ("", "claim-1", "v4.public.AAAA", sign_manifest_claim(keys.signer, CLAIM)[:40]):
+        assert read_unverified(junk) is None
+        assert kid_of(junk) is None
