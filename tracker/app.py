@@ -27,6 +27,7 @@ from p2pregistry.serve.http import Handler
 from p2pregistry.serve.listen import open_listeners, open_unix_listener, serve
 from p2pregistry.serve.peer_api import Slots
 from p2pregistry.serve.tls import Certificates
+from p2pregistry.serve.turnstile import Turnstile
 from p2pregistry.trust.claims import ManifestClaim, sign_manifest_claim
 from tracker import garbage_admin, hook_admin, key_admin, policy_admin, repo_admin, status_admin
 from tracker.accounts import Account
@@ -170,7 +171,14 @@ def _assemble(
     proxies = networks(settings.tracker.trusted_proxies)
     log = settings.tracker.access_log
     handlers: dict[str, Handler] = {
-        "registry": Face(registry, listener="registry", trusted=proxies, access_log=log),
+        "registry": Face(
+            registry,
+            listener="registry",
+            trusted=proxies,
+            access_log=log,
+            per_address=Turnstile(settings.limits.per_address),
+            per_account=Turnstile(settings.limits.per_account),
+        ),
         "peer": TrackerPeerApi(
             catalog,
             Blobs(catalog, objects),

@@ -1,4 +1,5 @@
-"""What every request to the tracker goes through: who really asks, a number to find it by, a line in the access log.
+"""What every request to the registry goes through: who really asks, how often, a number to find it by, a line in the
+access log, and headers that keep browsers from doing anything with an answer.
 
 Behind a proxy the other end of a connection is the proxy. What it says of the client (``X-Forwarded-For``,
 ``X-Forwarded-Proto``) is believed only where the proxy is one that the operator named: anybody can send these headers.
@@ -9,14 +10,17 @@ from __future__ import annotations
 import ipaddress
 import re
 import secrets
+from collections import OrderedDict
 from collections.abc import Callable, Iterable, Sequence
+from hashlib import sha256
 from typing import Final
 
 import trio
 
 from p2pregistry.observe import logger
-from p2pregistry.serve.errors_json import answer_for
+from p2pregistry.serve.errors_json import SAFE, answer_for
 from p2pregistry.serve.http import Handler, Request, Response
+from p2pregistry.serve.turnstile import MAX_KEYS, Turnstile, network_of
 
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 
@@ -67,8 +71,17 @@ def _within(text: str, networks: Sequence[Network]) -> bool:
     return any((mapped or address) in network for network in networks)
 
 
+def _protect(response: Response, scheme: str) -> None:
+    """Headers that no client of a registry looks at; what a page says for itself stays."""
+    said = {name.lower() for name, _ in response.headers}
+    response.headers += ((name, value) for name, value in SAFE if name.lower() not in said)
+    if scheme == "https" and "strict-transport-security" not in said:
+        response.headers.append(("Strict-Transport-Security", "max-age=31536000"))
+
+
 class Face:
-    """A handler around a handler. ``trusted``: networks of proxies. ``access_log``: whether requests are logged."""
+    """A handler around a handler. ``trusted``: networks of proxies. ``access_log``: whether requests are logged.
+    ``per_address``, ``per_account``: how many requests may come from one."""
 
     def __init__(
         self,
@@ -77,12 +90,17 @@ class Face:
         listener: str,
         trusted: Sequence[Network] = (),
         access_log: bool = True,
+        per_address: Turnstile | None = None,
+        per_account: Turnstile | None = None,
         number: Callable[[], str] = lambda: secrets.token_hex(8),
     ) -> None:
         self._handler = handler
         self._listener = listener
         self._trusted = trusted
         self._access_log = access_log
+        self._per_address, self._per_account = per_address, per_account
+        # by a hash of what a client shows, whose it was when it was last good: known before it is looked at again
+        self._accounts: OrderedDict[bytes, str] = OrderedDict()
         self._number = number
 
     async def __call__(self, request: Request) -> Response:
@@ -90,13 +108,37 @@ class Face:
         started = trio.current_time()
         self._look_behind(request)
         try:
+            shown = self._admit(request)
             response = await self._handler(request)
+            self._learn(shown, request.account)
         except Exception as err:  # noqa: BLE001 - whatever a handler raises, its client gets an answer
             response = answer_for(err, f"{request.method} {request.path} {request.id}")
         response.headers.append(("X-Request-Id", request.id))
+        _protect(response, request.scheme)
         if self._access_log:
             self._note(request, response, started)
         return response
+
+    def _admit(self, request: Request) -> bytes | None:
+        """A hash of what the request shows of its account. Raises RequestError (TOOMANYREQUESTS)."""
+        if self._per_address is not None:
+            self._per_address.admit(network_of(request.client))
+        authorization = request.header("authorization")
+        if self._per_account is None or authorization is None:
+            return None
+        shown = sha256(authorization.encode("utf-8", "surrogatepass")).digest()
+        account = self._accounts.get(shown)
+        if account is not None:
+            self._accounts.move_to_end(shown)
+            self._per_account.admit(account)
+        return shown
+
+    def _learn(self, shown: bytes | None, account: str) -> None:
+        if shown is None or not account or shown in self._accounts:
+            return
+        self._accounts[shown] = account
+        if len(self._accounts) > MAX_KEYS:
+            self._accounts.popitem(last=False)
 
     def _look_behind(self, request: Request) -> None:
         proxied = _within(request.client, self._trusted)

@@ -52,6 +52,20 @@ class Registry(Section, frozen=True):
     port: Annotated[Port, Setting("Port of the registry API (push and pull); 0 takes any free one.")] = 5050
 
 
+class Limits(Section, frozen=True):
+    per_address: Annotated[
+        Positive,
+        Setting(
+            "The most requests a second to the registry API from one address (of IPv6: one network of 64 bits) that may"
+            " last; ten times as many may come at once.",
+            unit="requests/s",
+        ),
+    ] = 1000
+    per_account: Annotated[
+        Positive, Setting("The same for one account, wherever its requests come from.", unit="requests/s")
+    ] = 1000
+
+
 class Tls(Section, frozen=True):
     cert_file: Annotated[
         str | None,
@@ -332,6 +346,7 @@ class TrackerSettings(Settings, frozen=True):
 
     tracker: Tracker = msgspec.field(default_factory=Tracker)
     registry: Registry = msgspec.field(default_factory=Registry)
+    limits: Limits = msgspec.field(default_factory=Limits)
     tls: Tls = msgspec.field(default_factory=Tls)
     peer: Peer = msgspec.field(default_factory=Peer)
     nodes: Nodes = msgspec.field(default_factory=Nodes)

@@ -7,7 +7,6 @@ not lock the owner out. A right password costs no question to the database.
 
 from __future__ import annotations
 
-import ipaddress
 import math
 from collections import OrderedDict
 from typing import Final, Protocol
@@ -16,6 +15,7 @@ import trio
 
 from p2pregistry.errors import LocalError, RequestError
 from p2pregistry.observe import logger
+from p2pregistry.serve.turnstile import network_of
 from tracker.db import Connection, Db
 
 #: Wrong passwords that an address may send in so many seconds.
@@ -104,15 +104,7 @@ class Logins:
 
 
 def _key(address: str) -> str:
-    try:
-        found = ipaddress.ip_address(address.partition("%")[0])
-    except ValueError:
-        return "login:"
-    if isinstance(found, ipaddress.IPv6Address):
-        if found.ipv4_mapped is not None:
-            return f"login:{found.ipv4_mapped}"
-        return f"login:{ipaddress.ip_network((found, 64), strict=False)}"
-    return f"login:{found}"
+    return f"login:{network_of(address)}"
 
 
 def _too_many(left: float) -> RequestError:

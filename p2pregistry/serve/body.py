@@ -98,13 +98,17 @@ class IncomingBody:
         parts: list[bytes] = []
         size = 0
         if self._too_long <= limit:  # else do not invite the client to send it
-            async for piece in self:
-                size += len(piece)
-                if size > limit:
-                    break
-                parts.append(piece)
-            else:
-                return b"".join(parts)
+            # what is read as a whole is small: a client that lets it drip must not hold a handler for hours
+            with trio.move_on_after(self._stall_time) as patience:
+                async for piece in self:
+                    size += len(piece)
+                    if size > limit:
+                        break
+                    parts.append(piece)
+                else:
+                    return b"".join(parts)
+            if patience.cancelled_caught:
+                raise self._break(f"the body was not whole within {self._stall_time:g} seconds", 408)
         raise RequestError("SIZE_INVALID", f"the body is longer than {limit} bytes", status=413)
 
     def left(self) -> float:

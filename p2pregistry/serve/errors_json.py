@@ -10,11 +10,18 @@ import json
 import math
 import secrets
 from http import HTTPStatus
+from typing import Final
 
 from p2pregistry.errors import RegistryError, RemoteBusy, RequestError
 from p2pregistry.observe import logger
 from p2pregistry.serve.http import Response
 
+#: On every error, so that a browser which was led to one runs nothing of it and tells nobody how it got there.
+SAFE: Final = (
+    ("X-Content-Type-Options", "nosniff"),
+    ("Content-Security-Policy", "default-src 'none'"),
+    ("Referrer-Policy", "no-referrer"),
+)
 #: Seconds a client is asked to wait where nothing better is known.
 RETRY_AFTER = 1
 
@@ -25,7 +32,7 @@ def error_response(error: RegistryError) -> Response:
     """The answer for one of our errors. Nothing but its message, code, detail and headers goes out."""
     status = error.status if 400 <= error.status < 600 and error.status != HTTPStatus.INTERNAL_SERVER_ERROR else 503
     entry: dict[str, object] = {"code": error.code, "message": error.message}
-    headers = [("Content-Type", "application/json")]
+    headers = [("Content-Type", "application/json"), *SAFE]
     if isinstance(error, RequestError):
         if error.detail is not None:
             entry["detail"] = error.detail
@@ -47,7 +54,7 @@ def answer_for(error: Exception, what: str = "") -> Response:
     _log.error("a request failed in a way nobody foresaw", id=number, request=what, exc_info=error)
     return Response(
         503,
-        [("Content-Type", "application/json"), ("Retry-After", str(RETRY_AFTER))],
+        [("Content-Type", "application/json"), *SAFE, ("Retry-After", str(RETRY_AFTER))],
         json.dumps(
             {"errors": [{"code": "UNAVAILABLE", "message": f"this request failed; the log has it under {number}"}]}
         ).encode(),

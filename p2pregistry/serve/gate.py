@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Callable, Collection
+from typing import Final
 
 import trio
 
 from p2pregistry.errors import BadContent, RequestError
 from p2pregistry.serve.http import Handler, Request, Response
+from p2pregistry.serve.turnstile import Turnstile, network_of
 from p2pregistry.sessions import (
     MAX_OPENING,
     NONCE_PATH,
@@ -35,30 +37,54 @@ from p2pregistry.sessions import (
 from p2pregistry.trust.proof import verify_proof
 from p2pregistry.trust.records import ANYONE, Caller, named_peer
 
+#: Requests a second from one node that may last, and from one address without a session; the latter at once: a whole
+#: cluster behind one address may start at the same moment.
+PER_PEER: Final = 2000.0
+PER_STRANGER: Final = 100.0
+STRANGERS_AT_ONCE: Final = 5000.0
+
+_LOOPBACK: Final = frozenset({"127.0.0.1", "::/64", ""})
 _JSON = ("Content-Type", "application/json")
 _NO_STORE = ("Cache-Control", "no-store")
 
 
 class Gate:
-    """A handler around a handler. ``open_paths``: what may be asked without a session, as ANYONE."""
+    """A handler around a handler. ``open_paths``: what may be asked without a session, as ANYONE. ``per_peer`` counts
+    the requests of nodes, ``per_address`` those without a session, which cost the most."""
 
-    def __init__(self, handler: Handler, desk: Desk, *, open_paths: Collection[str] = ()) -> None:
+    def __init__(
+        self,
+        handler: Handler,
+        desk: Desk,
+        *,
+        open_paths: Collection[str] = (),
+        per_peer: Turnstile | None = None,
+        per_address: Turnstile | None = None,
+    ) -> None:
         self._handler, self._desk = handler, desk
         self._open_paths = frozenset(open_paths)
+        self._per_peer = per_peer or Turnstile(PER_PEER)
+        self._per_address = per_address or Turnstile(PER_STRANGER, STRANGERS_AT_ONCE)
 
     async def __call__(self, request: Request) -> Response:
-        """Raises RequestError: UNAUTHORIZED with ``P2P-Session: required`` without a session."""
+        """Raises RequestError: UNAUTHORIZED with ``P2P-Session: required`` without a session, TOOMANYREQUESTS."""
         if request.path == NONCE_PATH:
             _only_post(request)
+            self._per_address.admit(network_of(request.client))
             return Response(200, [_JSON, _NO_STORE], encode_nonce(await self._desk.nonce()))
         if request.path == SESSION_PATH:
             _only_post(request)
+            self._per_address.admit(network_of(request.client))
             granted = await self._desk.open(read_opening(await request.body.read(MAX_OPENING)))
             return Response(200, [_JSON, _NO_STORE], encode_granted(granted))
         token = token_of(request.header("authorization"))
         caller = None if token is None else await self._desk.caller(token)
-        if caller is None and request.path not in self._open_paths:
-            raise unproven("a session is needed here")
+        if caller is not None:
+            self._per_peer.admit(caller.peer_id)
+        else:
+            self._per_address.admit(network_of(request.client))
+            if request.path not in self._open_paths:
+                raise unproven("a session is needed here")
         request.caller = caller or ANYONE
         return await self._handler(request)
 
@@ -68,12 +94,15 @@ def _only_post(request: Request) -> None:
         raise RequestError("UNSUPPORTED", "only POST", headers={"Allow": "POST"})
 
 
-def plain(handler: Handler, *, private: bool) -> Handler:
+def plain(handler: Handler, *, private: bool, per_address: Turnstile | None = None) -> Handler:
     """A handler on a trusted network: there anybody is ANYONE or, where private content may go over it too, may pull
     everything."""
     caller = Caller(everything=private)
+    turnstile = per_address or Turnstile(PER_PEER)
 
     async def handle(request: Request) -> Response:
+        if (network := network_of(request.client)) not in _LOOPBACK:  # many nodes of one machine, in a trial
+            turnstile.admit(network)
         request.caller = caller
         return await handler(request)
 

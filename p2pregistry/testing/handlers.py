@@ -74,6 +74,7 @@ async def call(
     *,
     headers: Sequence[tuple[str, str]] = (),
     chunked: bool = False,
+    client: str = "",
 ) -> Answer:
     """One request. A body of bytes gets a Content-Length unless ``chunked``; errors become answers."""
     sent = [(name.lower(), value) for name, value in headers]
@@ -83,7 +84,7 @@ async def call(
         sent.append(("content-length", str(len(body))))
     scripted = body if isinstance(body, ScriptedBody) else ScriptedBody([body] if body else [])
     try:
-        response = await handler(Request(method, target, tuple(sent), scripted))
+        response = await handler(Request(method, target, tuple(sent), scripted, client))
     except RegistryError as err:
         response = error_response(err)
     return await _answer(response, method)

@@ -556,6 +556,25 @@ async def test_a_silent_client_loses_its_connection(start: bytes) -> None:
         assert await raw.at_end()
 
 
+async def test_a_small_body_that_drips_in_is_not_waited_for() -> None:
+    async def handler(req: Request) -> Response:
+        return Response(200, [], await req.body.read(1000))
+
+    async with running(handler, limits=Limits(stall_time=0.3)) as url, await raw_client(url) as raw:
+        await raw.send(b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 1000\r\n\r\n")
+        async with trio.open_nursery() as nursery:
+
+            async def drip() -> None:
+                while True:
+                    await raw.send(b"x")
+                    await trio.sleep(0.05)
+
+            nursery.start_soon(drip)
+            answer = await raw.response()
+            nursery.cancel_scope.cancel()
+        assert (answer.status, code(answer.body)) == (408, "SIZE_INVALID")
+
+
 async def test_a_client_that_takes_nothing_loses_its_connection() -> None:
     ended = trio.Event()
 

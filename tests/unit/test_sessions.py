@@ -9,12 +9,14 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
+import trio
 from hypothesis import given
 from hypothesis import strategies as st
 
 from p2pregistry.errors import BadContent, RequestError
 from p2pregistry.serve.gate import Gate, MemoryDesk, plain
 from p2pregistry.serve.http import Request, Response
+from p2pregistry.serve.turnstile import Turnstile
 from p2pregistry.sessions import (
     DRIFT,
     MAX_OPENING,
@@ -35,7 +37,7 @@ from p2pregistry.sessions import (
     token_of,
 )
 from p2pregistry.testing.handlers import call
-from p2pregistry.testing.members import Authority, Member
+from p2pregistry.testing.members import Authority, Member, open_session
 from p2pregistry.testing.sessions import Clock, Place, check_desk
 from p2pregistry.trust.proof import sign_proof
 from p2pregistry.trust.records import ANYONE, Caller, Credential, named_peer
@@ -46,6 +48,9 @@ JSON = st.recursive(
     lambda inner: st.lists(inner) | st.dictionaries(st.text() | st.sampled_from(["nonce", "session"]), inner),
     max_leaves=10,
 )
+#: Requests of somebody without a session.
+STRANGE = [("POST", "/p2p/v1/nonce")] * 2 + [("POST", "/p2p/v1/session")] * 2 + [("GET", "/p2p/v1/x")] * 2
+STRANGE += [("POST", "/p2p/v1/nonce"), ("POST", "/p2p/v1/session")]
 BYTES = st.binary() | JSON.map(lambda value: json.dumps(value).encode())
 
 
@@ -256,6 +261,29 @@ async def test_a_request_for_a_session_has_a_longest_length() -> None:
     gate = Gate(Behind(), MemoryDesk(Authority(), Member().peer_id))
     assert (await call(gate, "POST", "/p2p/v1/session", b"x" * (MAX_OPENING + 1))).status == 413
     assert (await call(gate, "POST", "/p2p/v1/session", b"{}")).status == 400
+
+
+async def test_who_asks_too_often_is_told_to_wait(autojump_clock: trio.abc.Clock) -> None:
+    behind, authority, own, member = Behind(), Authority(), Member().peer_id, Member()
+    desk = MemoryDesk(authority, own)
+    gate = Gate(behind, desk, per_peer=Turnstile(1, 3), per_address=Turnstile(1, 5))
+    token = await open_session(desk, member, authority.issue(member.peer_id), own)
+    headers = [("authorization", f"Session {token}")]
+    answers = [await call(gate, "GET", "/p2p/v1/x", headers=headers) for _ in range(5)]
+    assert [answer.status for answer in answers] == [200, 200, 200, 429, 429]
+    assert (answers[-1].code, answers[-1].headers["retry-after"]) == ("TOOMANYREQUESTS", "1")
+    statuses = [(await call(gate, method, path)).status for method, path in STRANGE]
+    assert statuses == [200, 200, 400, 400, 401, 429, 429, 429], "without a session they count by their address"
+    await trio.sleep(1)
+    assert (await call(gate, "GET", "/p2p/v1/x", headers=headers)).status == 200
+    assert (await call(gate, "POST", "/p2p/v1/nonce")).status == 200
+
+
+async def test_on_a_trusted_network_one_address_cannot_ask_for_ever(autojump_clock: trio.abc.Clock) -> None:
+    handler = plain(Behind(), private=False, per_address=Turnstile(1, 2))
+    statuses = [(await call(handler, "GET", "/", client=client)).status for client in ["192.0.2.1"] * 3 + ["192.0.2.2"]]
+    assert statuses == [200, 200, 429, 200]
+    assert (await call(handler, "GET", "/", client="127.0.0.1")).status == 200
 
 
 async def test_on_a_trusted_network_everybody_is_anyone_or_may_have_everything() -> None:
