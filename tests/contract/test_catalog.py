@@ -1,5 +1,5 @@
-"""Every catalog keeps every promise of ``tracker.catalog.check``, ``check_blobs``,
-``check_lists`` and ``check_policies``."""
+"""Every catalog keeps every promise of ``tracker.catalog.check``, ``check_blobs``, ``check_lists``, ``check_policies``
+and ``check_visible``."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ from contextlib import asynccontextmanager
 
 import pytest
 
-from tracker.catalog import check, check_blobs, check_lists, check_policies
+from tracker.catalog import check, check_blobs, check_lists, check_policies, check_visible
 from tracker.catalog.base import Catalog
 from tracker.catalog.memory import MemoryCatalog
 from tracker.catalog.migrate import migrate
 from tracker.catalog.postgres import PostgresCatalog
 from tracker.db import Db
 
-CASES = check.CASES | check_blobs.CASES | check_lists.CASES | check_policies.CASES
+CASES = check.CASES | check_blobs.CASES | check_lists.CASES | check_policies.CASES | check_visible.CASES
 
 
 @asynccontextmanager

@@ -199,6 +199,7 @@ def set_up(connection: Connection, hashed: bytes, name: str, password: str, by: 
 
 def ensure_administrator(connection: Connection, name: str, password: str | None) -> None:
     """See Accounts; ``password`` is hashed, None: it is the one that is kept."""
+    connection.execute(_LOCK_SETUP)  # several trackers may start at once
     if account(connection, name) is None:
         add_user(connection, name, password, True, SYSTEM)
         return

@@ -96,7 +96,7 @@ class Rights:
     @property
     def administrator(self) -> bool:
         """Whether it manages accounts, keys and nodes: an administrator, and not through a token with scopes."""
-        return self.everything and self.scopes is None
+        return bool(self.name) and self.everything and self.scopes is None
 
     def manages(self, namespace: str) -> bool:
         """Whether it changes members, teams, tokens and settings of this user or organisation."""
@@ -110,7 +110,7 @@ class Rights:
 
     def visible(self) -> Visible | None:
         """The repositories that may be pulled, as a filter for lists; None: all of them."""
-        if self.everything and self.scopes is None:
+        if self.administrator:
             return None
         areas = self._areas()
         if self.scopes is not None:
