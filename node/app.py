@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import random
 import socket
+import ssl
 import time
 from collections.abc import Callable, Sequence
 from contextlib import AsyncExitStack
@@ -23,7 +24,7 @@ from p2pregistry.content.unixfs import PIECE_SIZE
 from p2pregistry.crowd.announcer import MOST_HELD, Me
 from p2pregistry.crowd.finder import CrowdFinder
 from p2pregistry.digest import Digest
-from p2pregistry.errors import LocalError, RemoteError, RequestError
+from p2pregistry.errors import LocalError, RemoteError, RequestError, SettingsError, Unreachable
 from p2pregistry.flights import Flights
 from p2pregistry.haves import Haves
 from p2pregistry.lifetime import allow_open_files, orderly
@@ -33,6 +34,7 @@ from p2pregistry.rate import Rates
 from p2pregistry.resolve import Resolver
 from p2pregistry.routing.advertise import Advertiser
 from p2pregistry.routing.hello import Hello
+from p2pregistry.routing.identity import load_or_create_identity
 from p2pregistry.serve.endpoints import health
 from p2pregistry.serve.http import Handler
 from p2pregistry.serve.listen import Limits as ListenLimits
@@ -47,6 +49,7 @@ from p2pregistry.store.forget import keep_only
 from p2pregistry.store.index import Index, open_index
 from p2pregistry.store.records import StoredManifest
 from p2pregistry.store.recover import discard_partials, reconcile, stale_partials
+from p2pregistry.trust.certificate import server_context
 from p2pregistry.trust.keys import KeySet, check_root_public
 from p2pregistry.trusting import Trust
 
@@ -114,6 +117,8 @@ async def _live(settings: NodeSettings, ready: Ready, stop: trio.Event) -> None:
         index = await stack.enter_async_context(open_index(data / "index.lmdb"))
         await reconcile(store, index, time.time())
         await _clear_partials(store, index, settings.cache.partial_age)
+        identity = load_or_create_identity(data / "identity.key")
+        tls = None if settings.peer.plain else server_context(identity)
         tracker = _tracker(settings)
         if tracker is not None:
             stack.callback(tracker.close)
@@ -131,14 +136,17 @@ async def _live(settings: NodeSettings, ready: Ready, stop: trio.Event) -> None:
             _log.info("ready", peer_id=node.peer_id, version=__version__, **node.urls)
             async with trio.open_nursery() as servers:
                 for name, handler in handlers.items():
-                    servers.start_soon(_one_server, name, handler, listeners[name], stop)
+                    servers.start_soon(_one_server, name, handler, listeners[name], stop, tls)
             nursery.cancel_scope.cancel()
 
 
-async def _one_server(name: str, handler: Handler, listeners: list[trio.SocketListener], stop: trio.Event) -> None:
+async def _one_server(
+    name: str, handler: Handler, listeners: list[trio.SocketListener], stop: trio.Event, tls: ssl.SSLContext | None
+) -> None:
     metrics = observe.listener_metrics(name) if name == "pull" or name == "peer" else None
     limits = PEER_LIMITS if name == "peer" else None
-    await serve(handler, listeners, grace=GRACE, stop=stop, metrics=metrics, limits=limits)
+    context = None if tls is None or name != "peer" else lambda: tls
+    await serve(handler, listeners, grace=GRACE, stop=stop, metrics=metrics, limits=limits, tls=context)
 
 
 async def _listen(settings: NodeSettings, data: Path) -> dict[str, list[trio.SocketListener]]:
@@ -189,7 +197,8 @@ def _advertised(settings: NodeSettings, peer: list[trio.SocketListener]) -> str:
                 host = probe.getsockname()[0]
         except OSError as err:
             raise LocalError("this machine's address toward the tracker is not known; set peer.advertise") from err
-    return f"http://{f'[{host}]' if ':' in host else host}:{_port(peer)}"
+    scheme = "http" if settings.peer.plain else "https"
+    return f"{scheme}://{f'[{host}]' if ':' in host else host}:{_port(peer)}"
 
 
 def _tracker(settings: NodeSettings) -> TrackerSource | None:
@@ -197,7 +206,15 @@ def _tracker(settings: NodeSettings) -> TrackerSource | None:
         check_root_public(settings.tracker.root_key)
     if settings.tracker.url is None:
         return None
-    return TrackerSource(settings.tracker.url, timeout=settings.tracker.timeout)
+    try:
+        return TrackerSource(
+            settings.tracker.url,
+            timeout=settings.tracker.timeout,
+            peer_id=settings.tracker.peer_id or "",
+            plain=settings.peer.plain,
+        )
+    except Unreachable as err:
+        raise SettingsError(f"$.tracker.url: {err.message}") from err
 
 
 async def _router(
@@ -246,7 +263,7 @@ async def _assemble(
     limits, haves = settings.cache, Haves(index)
     me = Me(router.peer_id, urls["peer_url"], settings.node.zone, settings.node.swarm)
     draw = random.SystemRandom().randrange
-    finder = CrowdFinder(me, router, tracker, randrange=draw, limit=settings.fetch.sources)
+    finder = CrowdFinder(me, router, tracker, randrange=draw, limit=settings.fetch.sources, plain=settings.peer.plain)
 
     advertiser = Advertiser(router, lambda: len(flights) > 0)
 
@@ -364,6 +381,7 @@ def _pull_api(node: Node, cache: Cache) -> PullApi:
         max_age=tags.max_age,
         max_stale=tags.max_stale,
         learnt=learnt,
+        plain=node.settings.peer.plain,
     )
     return PullApi(
         resolver,

@@ -38,9 +38,12 @@ class Peer(Section, frozen=True):
     advertise: Annotated[
         str | None,
         Setting(
-            "The base URL peers are told; unset: the address used toward the tracker.", example="http://10.0.0.7:5001"
+            "The base URL peers are told; unset: the address used toward the tracker.", example="https://10.0.0.7:5001"
         ),
     ] = None
+    plain: Annotated[
+        bool, Setting("Speak plain HTTP with peers and the tracker, so that nobody knows who the other is.")
+    ] = False
     max_uploads: Annotated[
         Positive, Setting("Pieces sent to peers at the same time; more of them wait their turn.")
     ] = 5
@@ -86,6 +89,10 @@ class Tracker(Section, frozen=True):
     url: Annotated[
         str | None,
         Setting("Base URL of the tracker's peer API; unset: peers only.", example="https://registry.example.com:5051"),
+    ] = None
+    peer_id: Annotated[
+        str | None,
+        Setting("The tracker's peer id, which TLS with it must prove; needed for an https URL.", example="12D3KooW..."),
     ] = None
     root_key: Annotated[
         str | None,
@@ -191,6 +198,8 @@ class NodeSettings(Settings, frozen=True):
         for path, url in (("tracker.url", self.tracker.url), ("peer.advertise", self.peer.advertise)):
             if url is not None and not url.startswith(("http://", "https://")):
                 raise SettingsError(f"$.{path}: must begin with http:// or https://")
+            if url is not None and url.startswith("http://") and not self.peer.plain:
+                raise SettingsError(f"$.{path}: must begin with https:// unless peer.plain is set")
         if self.tracker.root_key is not None and not self.tracker.root_key.startswith("k4.public."):
             raise SettingsError("$.tracker.root_key: must be a PASERK public key (k4.public...)")
         if ZONE.fullmatch(self.node.zone) is None:

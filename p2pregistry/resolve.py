@@ -81,10 +81,13 @@ class Resolver:
         max_age: float,
         max_stale: float | None,
         learnt: Callable[[str, StoredManifest, Sequence[BlobRef]], None] = lambda _repository, _manifest, _blobs: None,
+        plain: bool = True,
     ) -> None:
+        """``plain``: whether peers are asked in the clear."""
         self._records, self._trust, self._tracker, self._router = records, trust, tracker, router
         self._clock, self._max_age, self._max_stale, self._learnt = clock, max_age, max_stale, learnt
         self._asking: dict[tuple[str, str], _Asking] = {}
+        self._plain = plain
 
     async def manifest(self, repository: str, reference: str | Digest) -> Found:
         """The manifest behind a tag or digest. Raises NotFound (MANIFEST_UNKNOWN) or RemoteError."""
@@ -164,7 +167,7 @@ class Resolver:
 
             async def ask(peer: Peer) -> None:
                 try:
-                    with closing(PeerSource(peer.peer_id, peer.url)) as source:
+                    with closing(PeerSource(peer.peer_id, peer.url, plain=self._plain)) as source:
                         found.append(await self._take(repository, await source.manifest(digest)))
                     nursery.cancel_scope.cancel()
                 except (RemoteError, NotFound) as err:

@@ -144,7 +144,7 @@ class _Swarm:
                 "log_format": "console",
             },
             "registry": {"host": _loopbacks(), "port": ports.main},
-            "peer": {"host": "127.0.0.1", "port": ports.peer},
+            "peer": {"host": "127.0.0.1", "port": ports.peer, "plain": True},
             "libp2p": {"host": "127.0.0.1", "port": ports.libp2p},
             "metrics": {"host": "127.0.0.1", "port": ports.metrics},
             "auth": {
@@ -158,7 +158,7 @@ class _Swarm:
         return {
             "node": {"data_dir": str(self._plan.data_dir / f"node{index + 1}"), "log_format": "console"},
             "pull": {"host": _loopbacks(), "port": ports.main},
-            "peer": {"host": "127.0.0.1", "port": ports.peer},
+            "peer": {"host": "127.0.0.1", "port": ports.peer, "plain": True},
             "libp2p": {"host": "127.0.0.1", "port": ports.libp2p, "bootstrap": tracker.get("libp2p", [])},
             "metrics": {"host": "127.0.0.1", "port": ports.metrics},
             "tracker": {"url": tracker["peer_url"], "root_key": tracker.get("root_key")},

@@ -28,6 +28,7 @@ from p2pregistry.serve.listen import open_listeners, open_unix_listener, serve
 from p2pregistry.serve.peer_api import Slots
 from p2pregistry.serve.tls import Certificates
 from p2pregistry.serve.turnstile import Turnstile
+from p2pregistry.trust.certificate import server_context
 from p2pregistry.trust.claims import ManifestClaim, sign_manifest_claim
 from tracker import garbage_admin, hook_admin, key_admin, policy_admin, repo_admin, status_admin
 from tracker.accounts import Account
@@ -46,6 +47,7 @@ from tracker.embedded import embedded_postgres
 from tracker.face import Face
 from tracker.hook_runner import HookRunner
 from tracker.key_keeper import KeyFiles, KeyKeeper, open_keys
+from tracker.keyring import Keyring
 from tracker.named import Named
 from tracker.peer_endpoints import TrackerPeerApi
 from tracker.push_api import RegistryApi
@@ -76,8 +78,8 @@ Listeners = dict[str, list[trio.SocketListener]]
 async def run(settings: TrackerSettings, *, ready: Ready) -> None:
     """Serve until cancelled. Raises SettingsError or LocalError if it cannot start, or if its Postgres keeps dying.
 
-    ``ready`` is called once everything listens, with url, peer_url, metrics_url, pid, data_dir, username, password,
-    libp2p (multiaddrs) and root_key.
+    ``ready`` is called once everything listens, with url, peer_url, peer_id, metrics_url, pid, data_dir, username,
+    password, libp2p (multiaddrs) and root_key.
     """
     settings.check()
     observe.configure_logging(settings.tracker.log_format == "json", settings.tracker.log_level)
@@ -102,6 +104,7 @@ async def _live(settings: TrackerSettings, ready: Ready, stop: trio.Event) -> No
         keeper = await open_keys(db, _key_files(settings, data), overlap=settings.keys.overlap)
         objects = await stack.enter_async_context(open_objects(settings, data))
         router = await _router(settings, data, stack)
+        contexts = _contexts(settings, keeper.keyring, certificates)
         parts = _assemble(settings, keeper, credentials, db, objects, router, _registry_url(settings, listeners))
         async with trio.open_nursery() as nursery:
             for task in parts.tasks:
@@ -110,8 +113,7 @@ async def _live(settings: TrackerSettings, ready: Ready, stop: trio.Event) -> No
                 nursery.start_soon(certificates.watch)
             async with trio.open_nursery() as servers:
                 for name, handler in parts.handlers.items():
-                    tls = certificates.context if certificates is not None and name == "registry" else None
-                    await servers.start(_serve, name, handler, listeners[name], stop, tls)
+                    await servers.start(_serve, name, handler, listeners[name], stop, contexts.get(name))
                 facts = _facts(settings, listeners, keeper, credentials, router)
                 ready(facts)
                 urls = {key: facts[key] for key in ("url", "peer_url", "metrics_url")}
@@ -337,6 +339,19 @@ def _certificates(settings: TrackerSettings) -> Certificates | None:
     return None if cert is None or key is None else Certificates(Path(cert), Path(key))
 
 
+def _contexts(
+    settings: TrackerSettings, keyring: Keyring, certificates: Certificates | None
+) -> dict[str, Callable[[], ssl.SSLContext]]:
+    """Of the listeners that speak TLS: what it is spoken with, asked for each connection."""
+    contexts: dict[str, Callable[[], ssl.SSLContext]] = {}
+    if certificates is not None:
+        contexts["registry"] = certificates.context
+    if not settings.peer.plain:
+        context = server_context(keyring.peer_key)
+        contexts["peer"] = lambda: context
+    return contexts
+
+
 async def _router(settings: TrackerSettings, data: Path, stack: AsyncExitStack) -> DhtRouter:
     from p2pregistry.routing.dht import DhtConfig, kad_protocol, open_dht  # half a second and 80 MB: not for --help
     from p2pregistry.routing.hello import Hello
@@ -417,7 +432,8 @@ def _facts(
     username, password = credentials or (None, None)
     return {
         "url": _registry_url(settings, listeners),
-        "peer_url": _url(listeners["peer"]),
+        "peer_url": _url(listeners["peer"], "http" if settings.peer.plain else "https"),
+        "peer_id": keeper.keyring.peer_id,
         "metrics_url": _url(listeners["metrics"]),
         "pid": os.getpid(),
         "data_dir": str(_data_dir(settings)),

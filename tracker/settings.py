@@ -90,6 +90,9 @@ class Peer(Section, frozen=True):
             example="https://registry.example.com:5051",
         ),
     ] = None
+    plain: Annotated[
+        bool, Setting("Speak plain HTTP with nodes, so that nobody knows who the other is; nodes need it set too.")
+    ] = False
     max_uploads: Annotated[Positive, Setting("How many transfers to nodes run at once; others wait their turn.")] = 4
     queue: Annotated[Size, Setting("How many transfers may wait; nodes beyond that are told to come back later.")] = 512
 
@@ -371,14 +374,15 @@ class TrackerSettings(Settings, frozen=True):
             raise SettingsError("$.registry.host: at least one address is needed")
         if (self.tls.cert_file is None) != (self.tls.key_file is None):
             raise SettingsError("$.tls.key_file: tls.cert_file and tls.key_file are set together or not at all")
-        plain = [("peer.host", self.peer.host)]
+        plain = [("peer.host", self.peer.host)] if self.peer.plain else []
         if self.tls.cert_file is None:
             plain += [("registry.host", host) for host in self.registry.host]
         for path, host in plain:
             if not self.tracker.insecure and not _loopback(host):
                 raise SettingsError(
                     f"$.{path}: {host} is reachable from other machines and the tracker speaks plain HTTP there;"
-                    " set tls.cert_file (registry.host), put a TLS proxy in front, or set tracker.insecure = true"
+                    " set tls.cert_file (registry.host), unset peer.plain (peer.host), put a TLS proxy in front, or set"
+                    " tracker.insecure = true"
                     " on a network you trust"
                 )
         url = self.tracker.public_url

@@ -60,11 +60,12 @@ class CrowdFinder:
         randrange: Randrange,
         limit: int,
         speaker: Speaker | None = None,
+        plain: bool = True,
     ) -> None:
         self._me, self._router, self._tracker, self._limit = me, router, tracker, limit
         self._book = Book(me.peer_id, randrange)
         self._announcer = Announcer(me, tracker, self._book.wanted, self._heard, randrange)
-        self._sources = PeerSources(me.zone, speaker)
+        self._sources = PeerSources(me.zone, speaker, plain=plain)
         self._followers: dict[Digest, list[Follower]] = {}
         self._stand: dict[Digest, tuple[Digest, ...]] = {}
         self._streams: dict[str, _Stream] = {}

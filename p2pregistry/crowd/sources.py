@@ -16,10 +16,11 @@ _log = logger(__name__)
 
 
 class PeerSources:
-    """Made when first asked for, kept until ``close``. ``speaker``: what shows peers who this node is."""
+    """Made when first asked for, kept until ``close``. ``speaker``: what shows peers who this node is; without
+    ``plain`` peers in the clear are left alone."""
 
-    def __init__(self, zone: str, speaker: Speaker | None = None) -> None:
-        self._zone, self._speaker = zone, speaker
+    def __init__(self, zone: str, speaker: Speaker | None = None, *, plain: bool = True) -> None:
+        self._zone, self._speaker, self._plain = zone, speaker, plain
         self._sources: dict[str, PeerSource] = {}
         self._banned: dict[str, float] = {}
 
@@ -33,7 +34,7 @@ class PeerSources:
                 source.close()
             try:
                 source = self._sources[peer.peer_id] = PeerSource(
-                    peer.peer_id, peer.url, zone=self._zone, speaker=self._speaker
+                    peer.peer_id, peer.url, zone=self._zone, plain=self._plain, speaker=self._speaker
                 )
             except Unreachable as err:
                 _log.info("a peer has no address that can be used", peer=peer.peer_id, why=err.message)

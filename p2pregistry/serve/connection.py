@@ -14,7 +14,6 @@ from __future__ import annotations
 import contextlib
 import functools
 import math
-import os
 import socket
 import time
 from dataclasses import dataclass
@@ -30,11 +29,10 @@ from p2pregistry.serve import wire
 from p2pregistry.serve.body import NO_BODY, ClientGone, IncomingBody, NoBody
 from p2pregistry.serve.errors_json import answer_for, error_response
 from p2pregistry.serve.http import BlobSlice, Handler, Request, Response, Stream
+from p2pregistry.serve.sockets import Socket
 from p2pregistry.store.base import FilePart, OpenBytes
 
 _HEAD_READ: Final = 16 << 10
-#: Bytes per sendfile call. A page that is not in memory makes the call block the whole process, so not too many.
-_SENDFILE: Final = 2 << 20
 _READ_AT: Final = 1 << 20
 #: Bytes asked of a rate limit at a time: few enough that transfers share it evenly.
 _PACED: Final = 256 << 10
@@ -50,6 +48,7 @@ class Limits:
     """Times in seconds, sizes in bytes."""
 
     head_time: float = 10.0  # from the first byte of a request to the end of its head
+    handshake_time: float = 10.0  # of TLS
     idle_time: float = 75.0  # between requests
     stall_time: float = 300.0  # a client that takes, or sends, nothing
     head_size: int = 64 << 10
@@ -80,7 +79,7 @@ class Connection:
     """``run`` it once. ``scope`` may be cancelled by anyone at any time; ``closing`` makes the next answer the last."""
 
     def __init__(
-        self, raw: socket.socket, client: str, handler: Handler, limits: Limits, metrics: ListenerMetrics | None
+        self, raw: Socket, client: str, handler: Handler, limits: Limits, metrics: ListenerMetrics | None
     ) -> None:
         self.scope = trio.move_on_at(math.inf)
         self.deadline = math.inf
@@ -88,7 +87,7 @@ class Connection:
         self.idle = False
         self.endless = False  # what is being sent ends only when one side has had enough
         self.answering_since = math.inf
-        self.scheme = "http"
+        self.scheme = "https" if raw.secure else "http"
         self._raw = raw
         self._client = client
         self._handler = handler
@@ -102,6 +101,10 @@ class Connection:
         """Serve requests until the end. Raises nothing but cancellation from outside ``scope``."""
         try:
             with self.scope:
+                if self._raw.secure:
+                    self.idle = True  # as long as it has asked nothing it is the first to make room for others
+                    self.deadline = trio.current_time() + self._limits.handshake_time
+                    await self._raw.handshake()
                 while await self._one():
                     pass
         except (OSError, ClientGone) as err:
@@ -114,15 +117,8 @@ class Connection:
             self._raw.close()
 
     def client_gone(self) -> bool:
-        """True if a handler is at work for a client that has closed its side. Go's server sees it the same way."""
-        if not self._body.done:
-            return False
-        try:
-            return not self._raw.recv(1, socket.MSG_PEEK)
-        except BlockingIOError:
-            return False
-        except OSError:
-            return True
+        """True if a handler is at work for a client that has closed its side."""
+        return self._body.done and self._raw.gone()
 
     # ------------------------------------------------------------------------------------------------- one request
 
@@ -310,7 +306,7 @@ class Connection:
                     await part.pace(allowed - out)
                 at, left = part.offset + out, allowed - out
                 if fd is not None:
-                    count = await self._sendfile(fd, at, min(left, _SENDFILE))
+                    count = await self._sendfile(fd, at, left)
                 else:
                     count = await self.send(await _read_at(part.blob, at, min(left, _READ_AT)))
                 if not count:
@@ -323,9 +319,10 @@ class Connection:
 
     async def _sendfile(self, fd: int, offset: int, count: int) -> int:
         """Some of it, as much as the socket takes at once."""
+        count = min(count, self._raw.most)
         while True:
             try:
-                sent = os.sendfile(self._raw.fileno(), fd, offset, count)
+                sent = self._raw.send_file(fd, offset, count)
             except BlockingIOError:
                 await self._writable()
             else:
@@ -398,8 +395,7 @@ class Connection:
 
     async def _linger(self) -> None:
         """Close so that the client still gets the answer: closing with unread input would reset it (RFC 9112, 9.6)."""
-        with contextlib.suppress(OSError):
-            self._raw.shutdown(socket.SHUT_WR)
+        self._raw.finish()
         self.deadline = min(self.deadline, trio.current_time() + 2)
         left = 8 << 20
         while left > 0:

@@ -25,7 +25,7 @@ from p2pregistry.errors import LocalError
 from p2pregistry.observe import ListenerMetrics, logger
 from p2pregistry.serve.connection import Connection, Limits
 from p2pregistry.serve.http import Handler
-from p2pregistry.serve.tls import decrypt
+from p2pregistry.serve.sockets import PlainSocket, SecureSocket
 
 __all__ = ["Limits", "open_listeners", "open_unix_listener", "serve"]
 
@@ -254,7 +254,7 @@ class _Server:
             with taken:  # until it is detached
                 while len(self._connections) >= self._limits.connections:
                     await self._make_room()
-                raw = socket.socket(fileno=taken.detach())
+                raw = PlainSocket(fileno=taken.detach())
             raw.setblocking(False)
             client = ""
             if raw.family != socket.AF_UNIX:
@@ -264,35 +264,19 @@ class _Server:
                 if _USER_TIMEOUT is not None:  # a machine that lost its power closes nothing
                     raw.setsockopt(socket.IPPROTO_TCP, _USER_TIMEOUT, int(self._limits.stall_time * 1000))
                 client = str(address[0])
-            outside: tuple[socket.socket, socket.socket] | None = None
-            if self._tls is not None:
-                try:
-                    near, inside = socket.socketpair()
-                except OSError as err:
-                    raw.close()
-                    _log.warning("no connection can be accepted", reason=err.strerror)
-                    await trio.sleep(_LINGER_ACCEPT)
-                    continue
-                near.setblocking(False)
-                inside.setblocking(False)
-                raw, outside = near, (raw, inside)
-            connection = Connection(raw, client, self._handler, self._limits, self._metrics)
+            try:
+                wrapped = raw if self._tls is None else SecureSocket(raw, self._tls())
+            except OSError:
+                continue  # it has gone
+            connection = Connection(wrapped, client, self._handler, self._limits, self._metrics)
             self._connections.add(connection)
-            connections.start_soon(self._run, connection, outside)
+            connections.start_soon(self._run, connection)
 
-    async def _run(self, connection: Connection, outside: tuple[socket.socket, socket.socket] | None) -> None:
+    async def _run(self, connection: Connection) -> None:
         if self._metrics is not None:
             self._metrics.opened()
         try:
-            if outside is None or self._tls is None:
-                await connection.run()
-                return
-            connection.scheme = "https"
-            async with trio.open_nursery() as nursery:
-                nursery.start_soon(decrypt, *outside, self._tls())
-                await connection.run()
-                # what was answered may still be on its way out
-                nursery.cancel_scope.deadline = trio.current_time() + self._limits.stall_time
+            await connection.run()
         finally:
             self._connections.discard(connection)
             self._changed.set()
@@ -313,7 +297,14 @@ class _Server:
     async def _reap(self) -> None:
         """Cancel connections past their deadline, and handlers whose client is gone."""
         limits = self._limits
-        tick = min(1.0, limits.head_time / 4, limits.idle_time / 4, limits.stall_time / 4, limits.watch_after / 2)
+        tick = min(
+            1.0,
+            limits.handshake_time / 4,
+            limits.head_time / 4,
+            limits.idle_time / 4,
+            limits.stall_time / 4,
+            limits.watch_after / 2,
+        )
         while True:
             await trio.sleep(tick)
             now = trio.current_time()

@@ -1,12 +1,7 @@
-"""TLS in front of a listener: each connection is decrypted by a task of its own, beside the one that answers it.
-
-The one that answers sees an ordinary socket, so that sending a file, noticing that a client has gone, and every limit
-stay what they are without TLS; what it costs is one more copy of each byte.
-"""
+"""The certificate of the registry API, from files of the operator."""
 
 from __future__ import annotations
 
-import socket
 import ssl
 from pathlib import Path
 from typing import Final
@@ -16,10 +11,8 @@ import trio
 from p2pregistry.errors import LocalError
 from p2pregistry.observe import logger
 
-#: Seconds for a handshake, and between two looks at the files of a certificate.
-HANDSHAKE: Final = 10.0
+#: Seconds between two looks at the files of a certificate.
 LOOK: Final = 2.0
-_CHUNK: Final = 256 << 10
 
 _log = logger(__name__)
 
@@ -28,6 +21,7 @@ def server_context(cert_file: Path, key_file: Path) -> ssl.SSLContext:
     """From a chain and its key, PEM. Raises LocalError that names the file, never what is in it."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.minimum_version = ssl.TLSVersion.TLSv1_2
+    context.options |= ssl.OP_NO_RENEGOTIATION  # a client could keep us at it, and no reader expects to have to write
     context.set_alpn_protocols(["http/1.1"])
     try:
         # without a password function openssl would ask on the terminal
@@ -85,46 +79,3 @@ class Certificates:
             else:
                 found += [state.st_dev, state.st_ino, state.st_size, state.st_mtime_ns]
         return tuple(found)
-
-
-async def decrypt(outside: socket.socket, inside: socket.socket, context: ssl.SSLContext) -> None:
-    """Pass bytes between a client that speaks TLS on ``outside`` and whoever has the other end of ``inside``, until one
-    of them has ended; closes both."""
-    near = trio.SocketStream(trio.socket.from_stdlib_socket(inside))
-    far = trio.SSLStream(
-        trio.SocketStream(trio.socket.from_stdlib_socket(outside)), context, server_side=True, https_compatible=True
-    )
-    try:
-        with trio.move_on_after(HANDSHAKE) as handshake:
-            await far.do_handshake()
-        if handshake.cancelled_caught:
-            _log.debug("a TLS handshake took too long")
-            return
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(_inward, far, near)
-            await _outward(near, far)
-            nursery.cancel_scope.cancel()
-    except trio.BrokenResourceError as err:
-        _log.debug("a TLS handshake failed", error=repr(err.__cause__ or err))
-    finally:
-        await trio.aclose_forcefully(near)
-        await trio.aclose_forcefully(far)
-
-
-async def _inward(far: trio.SSLStream[trio.SocketStream], near: trio.SocketStream) -> None:
-    try:
-        while data := await far.receive_some(_CHUNK):
-            await near.send_all(data)
-        await near.send_eof()
-    except (trio.BrokenResourceError, trio.ClosedResourceError):
-        # cut off by the client, or the answer is complete: either way nothing more comes from there
-        await trio.aclose_forcefully(near)
-
-
-async def _outward(near: trio.SocketStream, far: trio.SSLStream[trio.SocketStream]) -> None:
-    try:
-        while data := await near.receive_some(_CHUNK):
-            await far.send_all(data)
-        await far.aclose()
-    except (trio.BrokenResourceError, trio.ClosedResourceError):
-        pass  # the client has gone, which the one who answers it learns when its end is closed

@@ -94,7 +94,8 @@ class News:
 
 class PeerSource:
     """Fetches from one peer. ``name`` is its peer id; ``url`` the base of its peer API; ``zone`` this node's own zone,
-    which it is told; ``there`` the peer's, as far as is known; ``speaker`` shows it who this node is."""
+    which it is told; ``there`` the peer's, as far as is known; ``speaker`` shows it who this node is;
+    without ``plain`` its URL must be https. Raises Unreachable for a URL that cannot be used."""
 
     kind = "peer"
 
@@ -108,6 +109,7 @@ class PeerSource:
         connect_timeout: float = 3.0,
         head_timeout: float = 10.0,
         peer_id: str | None = None,
+        plain: bool = True,
     ) -> None:
         self.name = name
         self.there = ""
@@ -116,6 +118,7 @@ class PeerSource:
             connect_timeout=connect_timeout,
             head_timeout=head_timeout,
             peer_id=name if peer_id is None else peer_id,
+            plain=plain,
             speaker=speaker,
         )
         self._headers = {"P2P-Zone": zone} if zone else {}

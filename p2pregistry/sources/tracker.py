@@ -73,7 +73,8 @@ class Chosen:
 class TrackerSource(PeerSource):
     """The tracker. After a failure it is left alone for ``rest`` seconds: pulls do not each wait for a dead one.
 
-    ``peer_id``: its own, which is that of all trackers of a database; see PeerSource for ``speaker``.
+    ``peer_id``: its own, which is that of all trackers of a database; see PeerSource for ``speaker`` and
+    ``plain``.
     """
 
     kind = "tracker"
@@ -86,6 +87,7 @@ class TrackerSource(PeerSource):
         timeout: float = 3.0,
         rest: float = 3.0,
         peer_id: str = "",
+        plain: bool = True,
         speaker: Speaker | None = None,
     ) -> None:
         super().__init__(
@@ -95,6 +97,7 @@ class TrackerSource(PeerSource):
             connect_timeout=timeout,
             head_timeout=timeout,
             peer_id=peer_id,
+            plain=plain,
             speaker=speaker,
         )
         self._timeout = timeout

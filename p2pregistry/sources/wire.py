@@ -7,12 +7,8 @@ must carry Content-Length. Long answers in lines, which are small, go through h1
 
 from __future__ import annotations
 
-import ipaddress
 import math
 import re
-import socket
-import ssl
-import sys
 from collections import deque
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -25,7 +21,9 @@ import trio
 from p2pregistry.errors import BadContent, NotFound, NotYet, RemoteBusy, RemoteError, Unreachable
 from p2pregistry.sessions import MAX_ANSWER
 from p2pregistry.sources.chunks import Chunks
+from p2pregistry.sources.link import NETWORK_ERRORS, Link, connect
 from p2pregistry.sources.speaker import Speaker, wants_session
+from p2pregistry.trust.certificate import is_expectation
 
 #: The longest head of an answer, bytes.
 MAX_HEAD = 32 << 10
@@ -37,19 +35,13 @@ MAX_IDLE = 8
 IDLE = 30.0
 #: A host name or address with or without a port; no user, nothing that could break out of a header.
 _AUTHORITY = re.compile(r"(?:[A-Za-z0-9._-]{1,253}|\[[0-9A-Fa-f:.%A-Za-z]{2,60}\])(?::[0-9]{0,5})?")
-#: Bytes that must be there before the program is woken for them. At 40 kB a second that is twice in the time after
-#: which a source counts as silent.
-_WAKE = 64 << 10
-#: Other systems have it too, but do not all heed it.
-_LOW_WATER = socket.SO_RCVLOWAT if sys.platform == "linux" else None
 #: Bytes of a long answer received at once.
 _LINES_READ = 64 << 10
-_NETWORK_ERRORS = (OSError, trio.BrokenResourceError, trio.ClosedResourceError, ssl.SSLError)
 
 
 @dataclass(slots=True)
 class _Connection:
-    stream: trio.SocketStream
+    link: Link
     used: float
     fresh: bool = True
 
@@ -62,9 +54,8 @@ class Answer:
     headers: dict[str, str]
     length: int
     early: memoryview
-    stream: trio.SocketStream
+    link: Link
     left: int
-    low: int = 1  # the socket's low-water mark
 
     async def read_into(self, buffer: memoryview) -> int:
         """Fill ``buffer`` from its start; see Incoming."""
@@ -79,22 +70,15 @@ class Answer:
             self.early = self.early[count:]
         else:
             try:
-                self._wait_for(min(want, _WAKE))
-                count = await self.stream.socket.recv_into(buffer[:want])
-            except _NETWORK_ERRORS as err:
+                count = await self.link.receive_into(buffer[:want])
+            except NETWORK_ERRORS as err:
                 raise Unreachable("the connection broke in the middle of an answer") from err
             if count == 0:
                 raise Unreachable("the answer was cut short")
         self.left -= count
         if not self.left:
-            self._wait_for(1)
+            self.link.settle()
         return count
-
-    def _wait_for(self, count: int) -> None:
-        """Wake the program only when so many bytes are there: on a slow link they come in crumbs."""
-        if count != self.low and _LOW_WATER is not None:
-            self.stream.socket.setsockopt(socket.SOL_SOCKET, _LOW_WATER, count)
-            self.low = count
 
     async def read(self, limit: int) -> bytes:
         """The whole body. Raises BadContent if it is longer than ``limit`` bytes."""
@@ -135,7 +119,7 @@ class Lines:
 
     def __init__(
         self,
-        stream: trio.SocketStream,
+        link: Link,
         machine: h11.Connection,
         silence: float,
         limit: int,
@@ -143,7 +127,7 @@ class Lines:
         chunked: bool,
         patience: trio.CancelScope,
     ) -> None:
-        self._stream, self._machine, self._silence = stream, machine, silence
+        self._link, self._machine, self._silence = link, machine, silence
         self._patience = patience  # one scope for all lines: one for each would cost more than the line
         self._cut = LineCutter(limit)
         self._chunks: Chunks | None = None
@@ -172,7 +156,7 @@ class Lines:
                 self._ready += self._cut.feed(data)
         except h11.RemoteProtocolError as err:
             raise Unreachable("the answer was cut short or is not HTTP") from err
-        except _NETWORK_ERRORS as err:
+        except NETWORK_ERRORS as err:
             raise Unreachable("the connection broke in the middle of an answer") from err
         self._patience.deadline = math.inf
         return self._ready.popleft()
@@ -186,22 +170,24 @@ class Lines:
                 return bytes(event.data)
             if event is not h11.NEED_DATA:
                 return None
-            self._machine.receive_data(await self._stream.receive_some(_LINES_READ))
+            self._machine.receive_data(await self._link.receive(_LINES_READ))
 
     async def _more_chunks(self, chunks: Chunks) -> bytes | None:
         if chunks.done:
             return None
         data, self._early = self._early, b""
         if not data:
-            data = await self._stream.receive_some(_LINES_READ)
+            data = await self._link.receive(_LINES_READ)
             if not data:
                 raise Unreachable("the answer was cut short")
         return b"".join(chunks.feed(bytes(data)))
 
 
 class Client:
-    """Connections to one server, ``http://host:port``. Use from one trio run; ``close`` it.
+    """Connections to one server, ``https://host:port`` or ``http://``. Use from one trio run; ``close`` it.
 
+    Over https nothing is sent to anybody but the one with this ``peer_id`` or, where that is not known yet, the one
+    whose key has this ``fingerprint``. ``plain``: whether http will do.
     With a ``speaker`` every request shows a session with the server, whose peer id is ``peer_id``.
     """
 
@@ -212,17 +198,26 @@ class Client:
         connect_timeout: float = 3.0,
         head_timeout: float = 10.0,
         peer_id: str = "",
+        fingerprint: str = "",
+        plain: bool = True,
         speaker: Speaker | None = None,
     ) -> None:
+        """Raises Unreachable for a URL that cannot be used."""
         try:
             parts = urlsplit(url)
             port = parts.port  # looked at only now: a peer may tell us any text
         except ValueError as err:
-            raise Unreachable(f"{url!r} is not an http:// address") from err
-        if parts.scheme != "http" or not parts.hostname or _AUTHORITY.fullmatch(parts.netloc) is None:
-            raise Unreachable(f"{url!r} is not an http:// address")
+            raise Unreachable(f"{url!r} is not an https:// or http:// address") from err
+        secure = parts.scheme == "https"
+        if parts.scheme not in ("http", "https") or not parts.hostname or _AUTHORITY.fullmatch(parts.netloc) is None:
+            raise Unreachable(f"{url!r} is not an https:// or http:// address")
+        if not secure and not plain:
+            raise Unreachable(f"{url!r} is in the clear, which is not allowed here")
+        self._expected = (fingerprint or peer_id) if secure else None
+        if self._expected is not None and not is_expectation(self._expected):
+            raise Unreachable(f"it is not known whose key is to be expected at {url!r}")
         self.url = url.rstrip("/")
-        self._host, self._port = parts.hostname, port or 80
+        self._host, self._port = parts.hostname, port or (443 if secure else 80)
         self._authority = parts.netloc
         self._closed = False
         self._connect_timeout, self._head_timeout = connect_timeout, head_timeout
@@ -290,7 +285,7 @@ class Client:
                 if connection.fresh:
                     raise
                 # the server closed an idle connection just as it was taken up: that says nothing of the server
-                connection.stream.socket.close()
+                connection.link.close()
                 connection = await self._open()
                 answer, keep = await self._exchange(connection, method, request, patience)
             yield answer
@@ -303,7 +298,7 @@ class Client:
                 connection.used, connection.fresh = trio.current_time(), False
                 self._idle.append(connection)
             else:
-                connection.stream.socket.close()
+                connection.link.close()
 
     async def get(self, target: str, *, limit: int, headers: dict[str, str] | None = None) -> bytes:
         """The body of a 200. Raises NotFound, RemoteBusy, RemoteError, Unreachable or BadContent."""
@@ -321,7 +316,7 @@ class Client:
         """Let go of every connection: idle ones now, those in use when their answer ends."""
         self._closed = True
         while self._idle:
-            self._idle.pop().stream.socket.close()
+            self._idle.pop().link.close()
 
     async def _connection(self) -> _Connection:
         now = trio.current_time()
@@ -329,16 +324,16 @@ class Client:
             connection = self._idle.pop()
             if now - connection.used < IDLE:
                 return connection
-            connection.stream.socket.close()
+            connection.link.close()
         return await self._open()
 
     async def _open(self) -> _Connection:
         try:
             with trio.fail_after(self._connect_timeout):
-                stream = await _connect(self._host, self._port)
+                link = await connect(self._host, self._port, self._expected)
         except (OSError, UnicodeError, trio.TooSlowError) as err:  # UnicodeError: a name that IDNA does not take
             raise Unreachable(f"no connection to {self._authority}") from err
-        return _Connection(stream, trio.current_time())
+        return _Connection(link, trio.current_time())
 
     @asynccontextmanager
     async def lines(
@@ -350,29 +345,29 @@ class Client:
         Unreachable or BadContent where the answer is no success, or has not begun in time.
         """
         shown = await self._shown(headers)
-        stream = (await self._open()).stream
+        link = (await self._open()).link
         try:
-            event, machine, found = await self._lines_begin(stream, target, shown, body)
+            event, machine, found = await self._lines_begin(link, target, shown, body)
             if self._speaker is not None and wants_session(event.status_code, found):
-                stream.socket.close()
+                link.close()
                 shown = await self._shown(headers, shown["Authorization"])
-                stream = (await self._open()).stream
-                event, machine, found = await self._lines_begin(stream, target, shown, body)
+                link = (await self._open()).link
+                event, machine, found = await self._lines_begin(link, target, shown, body)
             if event.status_code != 200:
-                raise refusal(Answer(event.status_code, found, 0, memoryview(b""), stream, 0))
+                raise refusal(Answer(event.status_code, found, 0, memoryview(b""), link, 0))
             chunked = found.get("transfer-encoding", "").strip().lower() == "chunked"
             with trio.CancelScope() as patience:
-                yield Lines(stream, machine, silence, limit, chunked=chunked, patience=patience)
+                yield Lines(link, machine, silence, limit, chunked=chunked, patience=patience)
             if patience.cancelled_caught:
                 raise Unreachable("it has fallen silent")
         finally:
-            stream.socket.close()
+            link.close()
 
     async def _lines_begin(
-        self, stream: trio.SocketStream, target: str, headers: dict[str, str], body: bytes
+        self, link: Link, target: str, headers: dict[str, str], body: bytes
     ) -> tuple[h11.Response, h11.Connection, dict[str, str]]:
         request = self._head("POST", target, headers, body)
-        event, machine = await self._in_time(stream, "POST", request, self._head_timeout)
+        event, machine = await self._in_time(link, "POST", request, self._head_timeout)
         return event, machine, _fields(event)
 
     def _head(self, method: str, target: str, headers: dict[str, str], body: bytes) -> bytes:
@@ -384,20 +379,20 @@ class Client:
         return head.encode("ascii") + body
 
     async def _in_time(
-        self, stream: trio.SocketStream, method: str, request: bytes, patience: float
+        self, link: Link, method: str, request: bytes, patience: float
     ) -> tuple[h11.Response, h11.Connection]:
         try:
             with trio.fail_after(patience):
-                return await _talk(stream, method, request)
+                return await _talk(link, method, request)
         except h11.RemoteProtocolError as err:
             raise Unreachable("the answer is not HTTP") from err
-        except (*_NETWORK_ERRORS, trio.TooSlowError) as err:
+        except (*NETWORK_ERRORS, trio.TooSlowError) as err:
             raise Unreachable(f"no answer from {self._authority}") from err
 
     async def _exchange(
         self, connection: _Connection, method: str, request: bytes, patience: float
     ) -> tuple[Answer, bool]:
-        event, machine = await self._in_time(connection.stream, method, request, patience)
+        event, machine = await self._in_time(connection.link, method, request, patience)
         found = _fields(event)
         early, _closed = machine.trailing_data
         no_body = method == "HEAD" or event.status_code in (204, 304)
@@ -408,27 +403,12 @@ class Client:
         if len(early) > size:
             raise BadContent("more bytes than an answer has")
         keep = "close" not in found.get("connection", "").lower() and event.http_version == b"1.1"
-        return Answer(event.status_code, found, int(length), memoryview(early), connection.stream, size), keep
+        return Answer(event.status_code, found, int(length), memoryview(early), connection.link, size), keep
 
 
-async def _connect(host: str, port: int) -> trio.SocketStream:
-    """A numeric address, as peers have it, needs no resolver and no race between addresses, which cost most."""
-    try:
-        family = socket.AF_INET6 if ipaddress.ip_address(host).version == 6 else socket.AF_INET
-    except ValueError:
-        return await trio.open_tcp_stream(host, port)
-    sock = trio.socket.socket(family, socket.SOCK_STREAM)
-    try:
-        await sock.connect((host, port))
-    except BaseException:
-        sock.close()
-        raise
-    return trio.SocketStream(sock)
-
-
-async def _talk(stream: trio.SocketStream, method: str, request: bytes) -> tuple[h11.Response, h11.Connection]:
+async def _talk(link: Link, method: str, request: bytes) -> tuple[h11.Response, h11.Connection]:
     """Send a request; the head of its answer, and the parser with whatever came behind it."""
-    await stream.send_all(request)
+    await link.send(request)
     machine = h11.Connection(h11.CLIENT, max_incomplete_event_size=MAX_HEAD)
     machine.send(h11.Request(method=method, target="/", headers=[("Host", "x")]))  # what it was does not matter here
     machine.send(h11.EndOfMessage())
@@ -438,7 +418,7 @@ async def _talk(stream: trio.SocketStream, method: str, request: bytes) -> tuple
             return event, machine
         if isinstance(event, h11.InformationalResponse):
             continue
-        data = await stream.receive_some(16 << 10)
+        data = await link.receive(16 << 10)
         if not data:
             raise Unreachable("the connection was closed before an answer")
         machine.receive_data(data)

@@ -221,7 +221,7 @@ class Separate(Cluster):
 
     def _start(self, name: str, program: str, sets: Mapping[str, str]) -> Daemon:
         folder = self._folder / name
-        sets = {"peer.host": "127.0.0.1", "libp2p.host": "127.0.0.1", **sets}
+        sets = {"peer.plain": "true", "peer.host": "127.0.0.1", "libp2p.host": "127.0.0.1", **sets}
         sets |= {f"{section}.port": "0" for section in ("peer", "libp2p", "metrics")}
         command = [sys.executable, "-m", "p2pregistry", program, "run", "--json", "--data-dir", str(folder / "data")]
         command += [part for key, text in sets.items() for part in ("--set", f"{key}={text}")]

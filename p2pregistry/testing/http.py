@@ -2,20 +2,38 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+import ssl
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from typing import Any, NamedTuple, Self
 from urllib.parse import urlsplit
 
 import h11
 import trio
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from p2pregistry.observe import ListenerMetrics
 from p2pregistry.serve.http import Handler
 from p2pregistry.serve.listen import Limits, open_listeners, serve
+from p2pregistry.trust.certificate import client_context, server_context
 
 #: Seconds; only a test that fails takes as long.
 PATIENCE = 20.0
+
+
+Wire = trio.SocketStream | trio.SSLStream[trio.SocketStream]
+_tls: ssl.SSLContext | None = None
+
+
+@contextmanager
+def everything_over_tls() -> Iterator[None]:
+    """What is ``running`` inside of this speaks TLS."""
+    global _tls
+    _tls = server_context(Ed25519PrivateKey.generate())
+    try:
+        yield
+    finally:
+        _tls = None
 
 
 class Answer(NamedTuple):
@@ -28,36 +46,57 @@ class Answer(NamedTuple):
 
 @asynccontextmanager
 async def running(
-    handler: Handler, *, limits: Limits | None = None, grace: float = 5.0, metrics: ListenerMetrics | None = None
+    handler: Handler,
+    *,
+    limits: Limits | None = None,
+    grace: float = 5.0,
+    metrics: ListenerMetrics | None = None,
+    tls: ssl.SSLContext | None = None,
 ) -> AsyncIterator[str]:
     """Serve ``handler`` on a free loopback port; gives the base URL, without a slash at its end."""
+    context = tls or _tls
+    asked = None if context is None else lambda: context
     listeners = await open_listeners([("127.0.0.1", 0)])
     host, port = listeners[0].socket.getsockname()
     stop = trio.Event()
 
     async def server(task_status: Any) -> None:
-        await serve(handler, listeners, limits=limits, grace=grace, stop=stop, metrics=metrics, task_status=task_status)
+        await serve(
+            handler,
+            listeners,
+            limits=limits,
+            grace=grace,
+            stop=stop,
+            metrics=metrics,
+            tls=asked,
+            task_status=task_status,
+        )
 
     async with trio.open_nursery() as nursery:
         await nursery.start(server)
         try:
-            yield f"http://{host}:{port}"
+            yield f"{'http' if context is None else 'https'}://{host}:{port}"
         finally:
             stop.set()
 
 
-async def connect(base_url: str) -> trio.SocketStream:
-    """A bare connection."""
+async def connect(base_url: str) -> Wire:
+    """A bare connection; over TLS with whoever is there, where the URL says so."""
     url = urlsplit(base_url)
     assert url.hostname is not None
     assert url.port is not None
-    return await trio.open_tcp_stream(url.hostname, url.port)
+    stream = await trio.open_tcp_stream(url.hostname, url.port)
+    if url.scheme == "http":
+        return stream
+    secure = trio.SSLStream(stream, client_context(), https_compatible=True)
+    await secure.do_handshake()
+    return secure
 
 
 class RawClient:
     """One connection on which a test writes bytes and reads responses. ``async with`` closes it."""
 
-    def __init__(self, stream: trio.SocketStream) -> None:
+    def __init__(self, stream: Wire) -> None:
         self.stream = stream
         self._input = b""
 
@@ -76,7 +115,7 @@ class RawClient:
         """Some bytes; b"" at the end of the connection, a reset included."""
         with trio.fail_after(PATIENCE):
             try:
-                return await self.stream.receive_some(64 << 10)
+                return bytes(await self.stream.receive_some(64 << 10))
             except trio.BrokenResourceError:
                 return b""
 

@@ -59,6 +59,7 @@ def node_process(folder: Path, tracker_url: str | None = None, **sets: object) -
     settings: dict[str, object] = {
         "pull.port": 0,
         "peer.port": 0,
+        "peer.plain": True,
         "peer.host": "127.0.0.1",
         "libp2p.port": 0,
         "libp2p.host": "127.0.0.1",

@@ -51,6 +51,7 @@ def tracker(folder: Path, settings: Mapping[str, str] | None = None) -> Iterator
     sets = {
         "registry.port": "0",
         "peer.port": "0",
+        "peer.plain": "true",
         "libp2p.port": "0",
         "metrics.port": "0",
         "auth.username": _USER,

@@ -102,7 +102,7 @@ def tracker_settings(folder: Path, address: str) -> dict[str, dict[str, object]]
     return {
         "tracker": {"data_dir": str(folder / "tracker"), "insecure": True, "log_format": "console"},
         "registry": {"host": [address], "port": 5050},
-        "peer": {"host": address, "port": 5051},
+        "peer": {"host": address, "port": 5051, "plain": True},
         "libp2p": {"host": address, "port": 5052},
         "metrics": {"host": "127.0.0.1", "port": 5053},
         "auth": {"username": "bench", "password_file": str(password), "new_repositories": "public"},
@@ -115,6 +115,7 @@ def node_settings(data: Path, tracker: Daemon, *, zone: str = "") -> dict[str, d
         "node": {"data_dir": str(data), "zone": zone, "log_format": "console"},
         "pull": {"host": ["127.0.0.1"], "port": 5000},
         "tracker": {"url": tracker.facts["peer_url"], "root_key": tracker.facts["root_key"]},
+        "peer": {"plain": True},
         "cache": {"min_free": 0},
     }
 

@@ -108,13 +108,22 @@ def test_a_missing_file_is_named(tmp_path: Path) -> None:
 def test_a_tracker_listens_beyond_loopback_only_if_told_that_it_is_insecure() -> None:
     for overrides in (
         {"registry.host": "0.0.0.0"},
-        {"peer.host": "::"},
+        {"peer.host": "::", "peer.plain": "true"},
         {"registry.host": "localhost,registry.example"},
     ):
         with pytest.raises(SettingsError, match="insecure"):
             load(TrackerSettings, overrides=overrides)
         assert load(TrackerSettings, overrides={**overrides, "tracker.insecure": "true"}).tracker.insecure
     load(TrackerSettings, overrides={"registry.host": "127.0.0.1,::1,localhost"})
+    load(TrackerSettings, overrides={"peer.host": "::"})  # TLS, then
+
+
+def test_a_node_speaks_plain_http_only_if_told_to() -> None:
+    for path in ("tracker.url", "peer.advertise"):
+        with pytest.raises(SettingsError, match=r"peer\.plain"):
+            load(NodeSettings, overrides={path: "http://a:1"})
+        load(NodeSettings, overrides={path: "http://a:1", "peer.plain": "true"})
+        load(NodeSettings, overrides={path: "https://a:1"})
 
 
 def test_settings_that_belong_together() -> None:
