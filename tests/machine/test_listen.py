@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
-import errno
 import json
 import os
 import socket
-import ssl
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -321,35 +318,6 @@ async def test_a_stream_without_a_length_that_fails_never_looks_whole(error: Exc
         with pytest.raises(h11.RemoteProtocolError):
             await raw.response()
     assert chunks.closed == 1
-
-
-async def test_without_descriptors_for_tls_it_goes_on_accepting(monkeypatch: pytest.MonkeyPatch) -> None:
-    tries = 0
-    pair = socket.socketpair
-
-    def scarce() -> tuple[socket.socket, socket.socket]:
-        nonlocal tries
-        tries += 1
-        if tries < 3:
-            raise OSError(errno.EMFILE, "Too many open files")
-        return pair()
-
-    monkeypatch.setattr(socket, "socketpair", scarce)
-    listeners = await open_listeners([("127.0.0.1", 0)])
-    port = listeners[0].socket.getsockname()[1]
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    async with trio.open_nursery() as nursery:
-        await nursery.start(lambda task_status: serve(echo, listeners, tls=lambda: context, task_status=task_status))
-        with trio.fail_after(PATIENCE):
-            for _ in range(3):
-                stream = await trio.open_tcp_stream("127.0.0.1", port)
-                async with stream:
-                    with contextlib.suppress(trio.BrokenResourceError):
-                        await stream.send_all(b"this is no TLS\r\n\r\n")
-                        while await stream.receive_some(1000):
-                            pass
-        assert tries == 3
-        nursery.cancel_scope.cancel()
 
 
 async def test_an_endless_stream_ends_when_the_server_stops_accepting() -> None:
