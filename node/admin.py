@@ -46,6 +46,8 @@ def status(node: Node) -> dict[str, object]:
         "tracker_answers": node.tracker is not None and not node.tracker.down and node.swarm_seen is not None,
         "tracker_seen": None if node.swarm_seen is None else round(now - node.swarm_seen, 1),
         "root_key": node.trust.root_key,
+        "key_set": None if node.trust.keys is None else node.trust.keys.version,
+        "tracker_live": node.trust.live,
         "names": sorted(node.names),
         "peers": len(node.router.peers()),
         "provides_waiting": node.router.provides_waiting + node.advertiser.waiting,

@@ -192,7 +192,7 @@ def up(folder: Path, nodes: int = 2) -> Iterator[Cluster]:
 class Separate(Cluster):
     """A swarm whose members are started, killed and stopped one by one, each on free loopback ports."""
 
-    def __init__(self, folder: Path, stack: ExitStack) -> None:
+    def __init__(self, folder: Path, stack: ExitStack, sets: Mapping[str, str]) -> None:
         self._folder, self._stack = folder, stack
         (folder / "password").write_text(_PASSWORD, encoding="utf-8")
         auth = {
@@ -200,7 +200,7 @@ class Separate(Cluster):
             "auth.username": _USER,
             "auth.password_file": str(folder / "password"),
         }
-        tracker = self._start("tracker", "tracker", {"registry.port": "0", **auth})
+        tracker = self._start("tracker", "tracker", {"registry.port": "0", **auth, **sets})
         super().__init__(tracker, [], _USER, _PASSWORD)
 
     def add_node(self, sets: Mapping[str, str] | None = None) -> Daemon:
@@ -230,14 +230,15 @@ class Separate(Cluster):
 
 
 @contextmanager
-def separate(folder: Path, nodes: int = 0) -> Iterator[Separate]:
-    """A tracker and ``nodes`` nodes, data in ``folder``. At the end nodes stop first, then the tracker.
+def separate(folder: Path, nodes: int = 0, tracker: Mapping[str, str] | None = None) -> Iterator[Separate]:
+    """A tracker (with more settings) and ``nodes`` nodes, data in ``folder``. At the end nodes stop first, then the
+    tracker.
 
     Each must stop with status 0 on SIGTERM, unless the test has killed it.
     """
     folder.mkdir(parents=True, exist_ok=True)
     with ExitStack() as stack:
-        swarm = Separate(folder, stack)
+        swarm = Separate(folder, stack, tracker or {})
         for _ in range(nodes):
             swarm.add_node()
         yield swarm
