@@ -19,6 +19,8 @@ from typing import TYPE_CHECKING, Any, Final
 import trio
 
 from p2pregistry import __version__, observe
+from p2pregistry.content.metainfo import BlobRef
+from p2pregistry.digest import Digest
 from p2pregistry.errors import LocalError
 from p2pregistry.lifetime import allow_open_files, orderly
 from p2pregistry.objects.base import ObjectStore
@@ -30,11 +32,12 @@ from p2pregistry.serve.tls import Certificates
 from p2pregistry.serve.turnstile import Turnstile
 from p2pregistry.trust.certificate import server_context
 from p2pregistry.trust.claims import ManifestClaim, sign_manifest_claim
+from p2pregistry.trust.paserk import PUBLIC, read_key
 from tracker import garbage_admin, hook_admin, key_admin, policy_admin, repo_admin, status_admin
-from tracker.accounts import Account
 from tracker.admin import AdminApi
 from tracker.announces import Desk
 from tracker.announces_postgres import PostgresAnnounces
+from tracker.authentication import Authentication
 from tracker.blobs import Blobs
 from tracker.board import Pace
 from tracker.bulletin import Bulletin
@@ -45,7 +48,10 @@ from tracker.catalog.postgres import PostgresCatalog
 from tracker.db import Connection, Db
 from tracker.embedded import embedded_postgres
 from tracker.face import Face
+from tracker.front import by_path
 from tracker.hook_runner import HookRunner
+from tracker.identity.base import Accounts
+from tracker.identity.postgres import PostgresAccounts
 from tracker.key_keeper import KeyFiles, KeyKeeper, open_keys
 from tracker.keyring import Keyring
 from tracker.named import Named
@@ -56,6 +62,7 @@ from tracker.storage import open_objects
 from tracker.sweeper import Pace as SweepPace
 from tracker.sweeper import Sweeper
 from tracker.throttle import Logins, PostgresCounters
+from tracker.token_api import TokenApi
 from tracker.uploads import Limits, Uploads
 from tracker.webhook_client import WebhookClient, networks
 
@@ -105,7 +112,8 @@ async def _live(settings: TrackerSettings, ready: Ready, stop: trio.Event) -> No
         objects = await stack.enter_async_context(open_objects(settings, data))
         router = await _router(settings, data, stack)
         contexts = _contexts(settings, keeper.keyring, certificates)
-        parts = _assemble(settings, keeper, credentials, db, objects, router, _registry_url(settings, listeners))
+        accounts = await _accounts(settings, db, keeper, credentials)
+        parts = _assemble(settings, keeper, accounts, db, objects, router, _registry_url(settings, listeners))
         async with trio.open_nursery() as nursery:
             for task in parts.tasks:
                 nursery.start_soon(task)
@@ -132,7 +140,7 @@ class _Parts:
 def _assemble(
     settings: TrackerSettings,
     keeper: KeyKeeper,
-    credentials: tuple[str, str] | None,
+    accounts: Accounts,
     db: Db,
     objects: ObjectStore,
     router: DhtRouter,
@@ -141,46 +149,22 @@ def _assemble(
     catalog = PostgresCatalog(db, private=settings.auth.new_repositories == "private")
     uploads = Uploads(catalog, catalog.sessions, objects, _limits(settings))
     keyring = keeper.keyring
-
-    def sign(claim: ManifestClaim) -> str:
-        return sign_manifest_claim(keyring.signer, claim)
-
     bulletin = Bulletin(
         keyring,
         swarm=settings.tracker.swarm,
         names=settings.tracker.names,
         libp2p=lambda: _multiaddrs(settings, router),
-        token_url=url + "/token",
+        token_url=url.rstrip("/") + "/token",
     )
     garbage = PostgresGarbage(db)
     sweeper = Sweeper(catalog, garbage, objects, _pace(settings))
-    registry = RegistryApi(
-        catalog,
-        objects,
-        uploads,
-        sign,
-        account=None if credentials is None else Account(*credentials),
-        anonymous_pull=settings.auth.anonymous_pull,
-        manifest_limit=settings.uploads.max_manifest_bytes,
-        pulled=sweeper.pulls.count,
-        logins=Logins(PostgresCounters(db)),
-    )
     probe = _Probe(db, objects, settings.uploads.min_free)
     hooks = PostgresHooks(db)
     named = Named(catalog)
     announces = _announces(settings, db, named)
     slots = Slots(settings.peer.max_uploads, settings.peer.queue)
-    proxies = networks(settings.tracker.trusted_proxies)
-    log = settings.tracker.access_log
     handlers: dict[str, Handler] = {
-        "registry": Face(
-            registry,
-            listener="registry",
-            trusted=proxies,
-            access_log=log,
-            per_address=Turnstile(settings.limits.per_address),
-            per_account=Turnstile(settings.limits.per_account),
-        ),
+        "registry": _front(settings, keyring, accounts, db, catalog, objects, uploads, sweeper),
         "peer": TrackerPeerApi(
             catalog,
             Blobs(catalog, objects),
@@ -203,6 +187,52 @@ def _assemble(
     runner = _hook_runner(settings, hooks)
     tasks = (uploads.run, probe.run, announces.run, sweeper.run, runner.run, keeper.run, bulletin.run)
     return _Parts(handlers, tasks)
+
+
+def _front(
+    settings: TrackerSettings,
+    keyring: Keyring,
+    accounts: Accounts,
+    db: Db,
+    catalog: PostgresCatalog,
+    objects: ObjectStore,
+    uploads: Uploads,
+    sweeper: Sweeper,
+) -> Handler:
+    """What the registry's listener serves."""
+
+    def sign(claim: ManifestClaim) -> str:
+        return sign_manifest_claim(keyring.signer, claim)
+
+    authentication = Authentication(
+        accounts, Logins(PostgresCounters(db)), lambda: keyring.keys, service=settings.service
+    )
+    registry = RegistryApi(
+        catalog,
+        objects,
+        uploads,
+        sign,
+        authentication,
+        public_url=settings.tracker.public_url,
+        manifest_limit=settings.uploads.max_manifest_bytes,
+        pulled=sweeper.pulls.count,
+    )
+    tokens = TokenApi(
+        authentication,
+        accounts,
+        catalog,
+        lambda: keyring.signer,
+        issuer=read_key(keyring.root_public, PUBLIC).to_paserk_id(),
+        lifetime=int(settings.auth.token_lifetime),
+    )
+    return Face(
+        by_path({"/token": tokens}, registry),
+        listener="registry",
+        trusted=networks(settings.tracker.trusted_proxies),
+        access_log=settings.tracker.access_log,
+        per_address=Turnstile(settings.limits.per_address),
+        per_account=Turnstile(settings.limits.per_account),
+    )
 
 
 def _pace(settings: TrackerSettings) -> SweepPace:
@@ -332,6 +362,20 @@ def _key_files(settings: TrackerSettings, data: Path) -> KeyFiles:
     stated = settings.keys
     file = None if stated.wrapping_key_file is None else Path(stated.wrapping_key_file)
     return KeyFiles(Path(stated.dir or data / "keys"), file, stated.wrapping_key)
+
+
+async def _accounts(
+    settings: TrackerSettings, db: Db, keeper: KeyKeeper, credentials: tuple[str, str] | None
+) -> PostgresAccounts:
+    """The accounts; the administrator of the settings is among them."""
+
+    def sign(repository: str, digest: Digest, blobs: Sequence[BlobRef]) -> str:
+        return sign_manifest_claim(keeper.keyring.signer, ManifestClaim(repository, digest, tuple(blobs)))
+
+    accounts = PostgresAccounts(db, sign, anonymous_pull=settings.auth.anonymous_pull)
+    if credentials is not None:
+        await accounts.ensure_administrator(*credentials)
+    return accounts
 
 
 def _certificates(settings: TrackerSettings) -> Certificates | None:

@@ -17,6 +17,7 @@ from p2pregistry.oci.media import INDEXES, OCI_INDEX
 from p2pregistry.oci.reference import check_tag
 from p2pregistry.serve.http import Request, Response
 from tracker.catalog.base import Catalog, Referrer
+from tracker.catalog.visible import Visible
 
 #: Tags and repositories in one answer, at most: a list of 100,000 tags comes in ten answers of about 100 KB.
 MAX_TAGS: Final = 10_000
@@ -42,10 +43,11 @@ class Lists:
         headers = _headers(f"/v2/{repository}/tags/list", found, limit)
         return Response(200, headers, msgspec.json.encode({"name": repository, "tags": found[:limit]}))
 
-    async def repositories(self, request: Request) -> Response:
-        """``GET /v2/_catalog``, as docker-registry has it."""
+    async def repositories(self, request: Request, visible: Visible | None) -> Response:
+        """``GET /v2/_catalog``, as docker-registry has it, of what is ``visible``."""
         limit = _limit(request, "repositories", MAX_NAMES)
-        found = await self._catalog.repositories(after=request.param("last") or "", limit=limit + 1)
+        last = request.param("last") or ""
+        found = await self._catalog.repositories(after=last, limit=limit + 1, visible=visible)
         headers = _headers("/v2/_catalog", found, limit)
         return Response(200, headers, msgspec.json.encode({"repositories": found[:limit]}))
 

@@ -1,8 +1,11 @@
 """The tracker's registry API: push and pull of the OCI distribution specification.
 
-Paths are taken apart by ``oci/reference``. Who may do what is decided here, before anything is looked up: wrong
-credentials are refused everywhere; writing needs the account; reading is open to all where ``anonymous_pull`` is set.
-The ping always wants credentials where there is an account, because docker sends none unless the ping asked for them.
+Paths are taken apart by ``oci/reference``. Who may do what is decided by ``permission``, before anything of a
+repository is looked up but whether it is private: wrong credentials are refused everywhere, and whoever may not do what
+he asks for is told which scope he needs, whatever the reason. What he is told does not depend on whether there is such
+a repository. The ping always wants credentials, because docker sends none unless the ping asked for them.
+
+Status 403 is left for what no token can help with: an immutable tag, a quota. Clients give up at once there.
 
 ``OCI-Subject`` is sent for a manifest with a subject, so that clients leave the list of referrers to us; what they kept
 under a fallback tag before is in the list all the same.
@@ -20,17 +23,18 @@ from p2pregistry.observe import count_served
 from p2pregistry.oci.manifest import MANIFEST_LIMIT, Manifest, parse_manifest
 from p2pregistry.oci.media import OCTET_STREAM
 from p2pregistry.oci.ranges import content_range, parse_range
-from p2pregistry.oci.reference import MAX_NAME, Route, check_tag, parse_path, parse_reference
+from p2pregistry.oci.reference import MAX_NAME, Route, check_name, check_tag, parse_path, parse_reference
 from p2pregistry.serve.errors_json import error_response
 from p2pregistry.serve.http import Request, Response
+from p2pregistry.trust.access import Scope
 from p2pregistry.trust.claims import ManifestClaim
-from tracker.accounts import Account, authenticate, unauthorized
+from tracker.authentication import Authentication, WrongCredentials, challenge, realm
 from tracker.catalog.base import BlobHere, Catalog, ManifestRecord, NewManifest
 from tracker.catalog.trail import By
 from tracker.list_api import JSON as _JSON
 from tracker.list_api import Lists
+from tracker.permission import Shown, depends, may, needed, scope_text
 from tracker.removal_api import Removal
-from tracker.throttle import Logins, MemoryCounters
 from tracker.upload_api import UploadApi
 from tracker.uploads import Uploads
 
@@ -46,7 +50,7 @@ LINK_LASTS: Final = 900.0
 
 
 class RegistryApi:
-    """The handler. ``account`` None: nobody may push. ``manifest_limit``: bytes."""
+    """The handler. ``public_url``: where clients find it; None: as each says. ``manifest_limit``: bytes."""
 
     def __init__(
         self,
@@ -54,12 +58,11 @@ class RegistryApi:
         objects: ObjectStore,
         uploads: Uploads,
         sign: SignClaim,
+        authentication: Authentication,
         *,
-        account: Account | None = None,
-        anonymous_pull: bool = True,
+        public_url: str | None = None,
         manifest_limit: int = MANIFEST_LIMIT,
         pulled: Pulled = lambda _repository, _tag, _digest, _whole: None,
-        logins: Logins | None = None,
     ) -> None:
         self._catalog = catalog
         self._objects = objects
@@ -67,11 +70,10 @@ class RegistryApi:
         self._lists = Lists(catalog)
         self._removal = Removal(catalog)
         self._sign = sign
-        self._account = account
-        self._anonymous_pull = anonymous_pull
+        self._authentication = authentication
+        self._public_url = public_url
         self._manifest_limit = manifest_limit
         self._pulled = pulled
-        self._logins = logins or Logins(MemoryCounters())
 
     async def __call__(self, request: Request) -> Response:
         """Answer one request; every RegistryError becomes the answer that OCI prescribes."""
@@ -85,50 +87,54 @@ class RegistryApi:
     # ----------------------------------------------------------------------------------------------------- decisions
 
     async def _route(self, request: Request) -> Response:
-        known = await self._authenticate(request)
-        route = parse_path(request.path)
-        self._permit(route, request.method, known)
-        methods = self._methods(route, request)
+        try:
+            route = parse_path(request.path)
+        except RequestError:
+            await self._shown(request, None)  # who has wrong credentials hears of those
+            raise
+        need = needed(route, request.method)
+        shown = await self._shown(request, need)
+        methods = self._methods(route, request, shown)
         handle = methods.get(request.method)
         if handle is None:
             raise RequestError(
                 "UNSUPPORTED", "this cannot be done here", status=405, headers={"Allow": ", ".join(methods)}
             )
+        if not await self._allowed(shown, need):
+            raise self._refusal(request, need, shown)
         return await handle()
 
-    async def _authenticate(self, request: Request) -> bool:
-        header = request.header("authorization")
-        if header is not None:
-            self._logins.check(request.client)
+    async def _shown(self, request: Request, need: Scope | None) -> Shown:
         try:
-            known = authenticate(self._account, header)
-        except RequestError:
-            await self._logins.failed(request.client)
+            return await self._authentication.shown(request)
+        except WrongCredentials as err:
+            err.headers = self._challenge(request, need, err.error)
             raise
-        if known and self._account is not None:
-            request.account = self._account.name
-        return known
 
-    def _permit(self, route: Route, method: str, known: bool) -> None:
-        if known:
-            return
-        reading = method in _READS and route.kind not in ("uploads", "upload")
-        if route.kind == "base":
-            allowed = self._anonymous_pull and self._account is None
-        else:
-            allowed = reading and self._anonymous_pull
-        if allowed:
-            return
-        if self._account is None and not reading:
-            raise RequestError("DENIED", "this registry has no account that may push")
-        raise unauthorized("credentials are needed")
+    async def _allowed(self, shown: Shown, need: Scope | None) -> bool:
+        if need is None:
+            return shown.anything
+        if not depends(shown, need):
+            return may(shown, need, private=True)
+        return may(shown, need, private=await self._catalog.visibility(need.name) is not False)
 
-    def _by(self, request: Request) -> By:
-        return By("" if self._account is None else self._account.name, request.client, request.id)
+    def _refusal(self, request: Request, need: Scope | None, shown: Shown) -> RequestError:
+        """The same for what is not there and for what may not be seen."""
+        if not shown.anything:
+            headers = self._challenge(request, need)
+            return RequestError("UNAUTHORIZED", "credentials are needed", headers=headers)
+        headers = self._challenge(request, need, "insufficient_scope")
+        return RequestError("DENIED", "this may not be done with these credentials", status=401, headers=headers)
 
-    def _methods(self, route: Route, request: Request) -> dict[str, Callable[[], Awaitable[Response]]]:
+    def _challenge(self, request: Request, need: Scope | None, error: str = "") -> dict[str, str]:
+        needs = [] if need is None else [need, *_mounted_from(request, need)]
+        where = realm(request, self._public_url)
+        return {"WWW-Authenticate": challenge(where, self._authentication.service, scope_text(*needs), error)}
+
+    def _methods(self, route: Route, request: Request, shown: Shown) -> dict[str, Callable[[], Awaitable[Response]]]:
         """What can be done at this path."""
         name, reference, uploads = route.repository, route.reference, self._uploads
+        by = By(shown.actor, request.client, request.id, shown.account_id)
         match route.kind:
             case "base":
                 return dict.fromkeys(_READS, _base)
@@ -136,30 +142,34 @@ class RegistryApi:
                 read = dict.fromkeys(_READS, lambda: self._get_manifest(name, reference, request))
                 return {
                     **read,
-                    "PUT": lambda: self._put_manifest(name, reference, request),
-                    "DELETE": lambda: self._removal.manifest(name, reference, self._by(request)),
+                    "PUT": lambda: self._put_manifest(name, reference, request, by),
+                    "DELETE": lambda: self._removal.manifest(name, reference, by),
                 }
             case "blob":
                 return {
                     "GET": lambda: self._get_blob(name, Digest.parse(reference), request),
                     "HEAD": lambda: self._head_blob(name, Digest.parse(reference), request),
-                    "DELETE": lambda: self._removal.blob(name, Digest.parse(reference), self._by(request)),
+                    "DELETE": lambda: self._removal.blob(name, Digest.parse(reference), by),
                 }
             case "tags":
                 return dict.fromkeys(_READS, lambda: self._lists.tags(name, request))
             case "uploads":
-                return {"POST": lambda: uploads.start(name, request, self._by(request))}
+                return {"POST": lambda: uploads.start(name, request, by, shown.sees())}
             case "upload":
                 return {
                     "GET": lambda: uploads.status(name, reference),
                     "PATCH": lambda: uploads.append(name, reference, request),
-                    "PUT": lambda: uploads.finish(name, reference, request, self._by(request)),
+                    "PUT": lambda: uploads.finish(name, reference, request, by),
                     "DELETE": lambda: uploads.cancel(name, reference),
                 }
             case "referrers":
                 return dict.fromkeys(_READS, lambda: self._lists.referrers(name, Digest.parse(reference), request))
             case "catalog":
-                return dict.fromkeys(_READS, lambda: self._lists.repositories(request))
+                return dict.fromkeys(_READS, lambda: self._repositories(request, shown))
+
+    async def _repositories(self, request: Request, shown: Shown) -> Response:
+        rights = await self._authentication.rights(shown)
+        return await self._lists.repositories(request, rights.visible())
 
     # --------------------------------------------------------------------------------------------------------- blobs
 
@@ -214,7 +224,7 @@ class RegistryApi:
         count_served("client")(len(found.body))
         return Response(200, headers, found.body)
 
-    async def _put_manifest(self, repository: str, reference: str, request: Request) -> Response:
+    async def _put_manifest(self, repository: str, reference: str, request: Request, by: By) -> Response:
         target = parse_reference(reference)
         extra = [check_tag(tag) for tag in dict.fromkeys(request.params("tag"))] if isinstance(target, Digest) else []
         body = await self._manifest_body(request)
@@ -230,7 +240,7 @@ class RegistryApi:
             _new_manifest(digest, manifest, body),
             tags,
             lambda blobs: self._sign(ManifestClaim(repository, digest, tuple(blobs))),
-            self._by(request),
+            by,
         )
         headers = [("Location", f"/v2/{repository}/manifests/{digest}"), ("Docker-Content-Digest", str(digest))]
         # a line each, but not a hundred of them: that is more than some clients read
@@ -249,6 +259,17 @@ class RegistryApi:
             raise RequestError(
                 "MANIFEST_INVALID", f"a manifest may have {self._manifest_limit} bytes", status=413
             ) from err
+
+
+def _mounted_from(request: Request, need: Scope) -> list[Scope]:
+    """Pull of the repository that a blob is to be mounted from, if there is one in the request."""
+    source = request.param("from")
+    if request.method != "POST" or "push" not in need.actions or source is None or request.param("mount") is None:
+        return []
+    try:
+        return [Scope("repository", check_name(source), frozenset({"pull"}))]
+    except RequestError:
+        return []
 
 
 def _warnings(request: Request, repository: str, target: str | Digest, manifest: Manifest) -> list[tuple[str, str]]:

@@ -6,6 +6,7 @@ import ipaddress
 import re
 from pathlib import Path
 from typing import Annotated, Literal
+from urllib.parse import urlsplit
 
 import msgspec
 
@@ -15,10 +16,12 @@ from p2pregistry.messages import ZONE
 from p2pregistry.settings import Port, Positive, Seconds, Section, Setting, Settings, Size
 
 MIB = 1024 * 1024
+_SERVICE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:-]{0,99}")
 Texts = tuple[str, ...]
 #: The name of a node's label; its value is as a zone's.
 LABEL = re.compile(r"[a-z0-9](?:[a-z0-9._/-]{0,61}[a-z0-9])?")
 Interval = Annotated[float, msgspec.Meta(ge=0.2, le=3600)]
+Lifetime = Annotated[float, msgspec.Meta(ge=60, le=86400)]
 
 
 class Tracker(Section, frozen=True):
@@ -193,10 +196,23 @@ class Database(Section, frozen=True):
 
 
 class Auth(Section, frozen=True):
-    username: Annotated[str | None, Setting("The user who may push; unset: nobody may.", example="pusher")] = None
+    username: Annotated[
+        str | None,
+        Setting("An administrator that is made sure of at each start; unset: those that there are.", example="admin"),
+    ] = None
     password_file: Annotated[
         str | None, Setting("A file whose first line is that user's password.", example="/run/secrets/password")
     ] = None
+    service: Annotated[
+        str | None,
+        Setting(
+            "What the registry calls itself in tokens; unset: the host of tracker.public_url, or p2pregistry.",
+            example="registry.example.com",
+        ),
+    ] = None
+    token_lifetime: Annotated[
+        Lifetime, Setting("How long an access token is good, also after rights were taken away.", unit="seconds")
+    ] = 300.0
     anonymous_pull: Annotated[
         bool, Setting("Anyone who reaches the registry may pull public repositories from it.")
     ] = True
@@ -410,6 +426,16 @@ class TrackerSettings(Settings, frozen=True):
             raise SettingsError(
                 "$.auth.password_file: auth.username and auth.password_file are set together or not at all"
             )
+        if not _SERVICE.fullmatch(self.service) or self.service.startswith("node:"):
+            raise SettingsError(
+                "$.auth.service: is up to 100 letters, digits and . _ : - and does not begin with node:"
+            )
+
+    @property
+    def service(self) -> str:
+        """What the registry calls itself in tokens."""
+        host = urlsplit(self.tracker.public_url or "").hostname
+        return self.auth.service or host or "p2pregistry"
 
 
 def _check_oidc(oidc: Oidc) -> None:

@@ -21,6 +21,7 @@ from tracker.catalog.base import Catalog
 from tracker.catalog.policies import QuotaExceeded
 from tracker.catalog.sessions import Session
 from tracker.catalog.trail import By
+from tracker.catalog.visible import Visible
 from tracker.upload import Upload
 from tracker.uploads import Uploads
 
@@ -32,11 +33,12 @@ class UploadApi:
         self._catalog = catalog
         self._uploads = uploads
 
-    async def start(self, repository: str, request: Request, by: By) -> Response:
-        """POST: mount a blob, take a whole one, or open a session."""
+    async def start(self, repository: str, request: Request, by: By, visible: Visible | None) -> Response:
+        """POST: mount a blob, take a whole one, or open a session. What is not ``visible`` is not mounted, as if it
+        were not there."""
         mount = request.param("mount")
         if mount is not None:
-            mounted = await self._mount(repository, Digest.parse(mount), request.param("from"), by)
+            mounted = await self._mount(repository, Digest.parse(mount), request.param("from"), by, visible)
             if mounted is not None:
                 return mounted
         algorithm = request.param("digest-algorithm")
@@ -88,8 +90,11 @@ class UploadApi:
             await self._uploads.cancel(upload)
         return Response(204)
 
-    async def _mount(self, repository: str, digest: Digest, source: str | None, by: By) -> Response | None:
-        found = await self._catalog.mount_blob(repository, digest, check_name(source) if source else None, by)
+    async def _mount(
+        self, repository: str, digest: Digest, source: str | None, by: By, visible: Visible | None
+    ) -> Response | None:
+        known = check_name(source) if source else None
+        found = await self._catalog.mount_blob(repository, digest, known, by, visible=visible)
         # a client that is told to upload it pushes again what a disk has lost
         return None if found is None or not await self._uploads.stored(found) else _created(repository, digest)
 

@@ -8,13 +8,14 @@ import http.client
 import ipaddress
 import json
 import random
+import re
 import sys
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Final, TypeVar
-from urllib.parse import urljoin, urlsplit
+from urllib.parse import parse_qs, unquote, urlencode, urljoin, urlsplit
 
 from p2pregistry.oci.media import OCI_INDEX, OCI_MANIFEST
 from p2pregistry.testing.tracker_process import AUTHORIZATION
@@ -100,7 +101,8 @@ class Api:
     """A client of one registry on one kept connection. ``repo``: a repository that nobody else uses.
 
     ``source``: the loopback address that it comes from, as a socket takes it; None: any. Registries count wrong
-    passwords by address, and one test must not be turned away for what another one sent.
+    passwords by address, and one test must not be turned away for what another one sent. ``bearer``: what it shows are
+    access tokens for the repositories of each request, which it gets where the challenge of the ping says.
     """
 
     address: str
@@ -108,15 +110,17 @@ class Api:
     connection: http.client.HTTPConnection
     random: random.Random
     source: tuple[str, int] | None
+    bearer: bool = False
+    tokens: dict[tuple[str, ...], str] = field(default_factory=dict)
 
     @classmethod
     @contextmanager
-    def connected(cls, address: str, repo: str) -> Iterator[Api]:
+    def connected(cls, address: str, repo: str, *, bearer: bool = False) -> Iterator[Api]:
         """Until the end of the block."""
         source = own_address(repo) if address.startswith("127.") else None
         connection = http.client.HTTPConnection(address, timeout=_PATIENCE, source_address=source)
         try:
-            yield cls(address, repo, connection, random.Random(repo), source)  # noqa: S311 - reproducible
+            yield cls(address, repo, connection, random.Random(repo), source, bearer)  # noqa: S311 - reproducible
         finally:
             connection.close()
 
@@ -135,7 +139,7 @@ class Api:
         where = parts.path + (f"?{parts.query}" if parts.query else "")
         sent = {name.replace("_", "-"): value for name, value in headers.items()}
         if not anonymous:
-            sent["Authorization"] = AUTHORIZATION
+            sent["Authorization"] = f"Bearer {self._token(where)}" if self.bearer else AUTHORIZATION
         if isinstance(body, bytes):
             self.connection.request(method, where, body or None, sent)
         else:
@@ -144,6 +148,21 @@ class Api:
             )
         found = self.connection.getresponse()
         return Answer(found.status, [(name.lower(), value) for name, value in found.getheaders()], found.read())
+
+    def _token(self, where: str) -> str:
+        """An access token for all that a request could need."""
+        parts = urlsplit(where)
+        names = re.findall(r"^/v2/(.+)/(?:manifests|blobs|tags|referrers)/", parts.path)
+        names += parse_qs(parts.query).get("from", [])
+        scopes = tuple(f"repository:{unquote(name)}:pull,push,delete" for name in names) or ("registry:catalog:*",)
+        if scopes not in self.tokens:
+            asked = self("GET", "/v2/", anonymous=True)["www-authenticate"]
+            challenge = dict(re.findall(r'(\w+)="([^"]*)"', asked.removeprefix("Bearer ")))
+            query = urlencode([("service", challenge["service"]), *(("scope", scope) for scope in scopes)])
+            answer = self("GET", f"{challenge['realm']}?{query}", anonymous=True, authorization=AUTHORIZATION)
+            assert answer.status == 200, answer
+            self.tokens[scopes] = answer.json["token"]
+        return self.tokens[scopes]
 
     def fresh(self, size: int = 100) -> bytes:
         """Bytes that no test has used."""

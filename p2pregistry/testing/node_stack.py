@@ -18,7 +18,6 @@ from p2pregistry.digest import Digest
 from p2pregistry.errors import LocalError, RegistryError
 from p2pregistry.flights import Flights
 from p2pregistry.haves import Haves
-from p2pregistry.objects.files import open_file_objects
 from p2pregistry.pull.commands import Limits
 from p2pregistry.resolve import Resolver
 from p2pregistry.routing.base import Peer
@@ -31,19 +30,15 @@ from p2pregistry.store.cache import Cache
 from p2pregistry.store.files import FileStore, open_files
 from p2pregistry.store.index import Index, open_index
 from p2pregistry.testing.http import running
-from p2pregistry.testing.tracker_api import AUTHORIZATION, PASSWORD, USER, Registry
+from p2pregistry.testing.tracker_api import AUTHORIZATION, Registry, registry
 from p2pregistry.trust.claims import sign_manifest_claim
 from p2pregistry.trust.keys import TrackerKeys
 from p2pregistry.trusting import Trust
-from tracker.accounts import Account
 from tracker.announces import MemoryAnnounces
 from tracker.blobs import Blobs
 from tracker.board import Pace
-from tracker.catalog.memory import MemoryCatalog
 from tracker.named import Named
 from tracker.peer_endpoints import Swarm, TrackerPeerApi
-from tracker.push_api import RegistryApi
-from tracker.uploads import Uploads
 
 __all__ = ["AUTHORIZATION", "NAME", "QUICK", "NodeStack", "Origin", "node_stack", "origin", "peer_id"]
 
@@ -83,22 +78,14 @@ class Origin:
 async def origin(root: Path) -> AsyncIterator[Origin]:
     """A tracker with its catalog in memory and its peer API on a free port."""
     keys = TrackerKeys.load_or_create(root / "keys")
-    async with open_file_objects(root) as objects:
-        catalog = MemoryCatalog(private=False)
-        uploads = Uploads(catalog, catalog.sessions, objects)
-        push = RegistryApi(
-            catalog,
-            objects,
-            uploads,
-            lambda claim: sign_manifest_claim(keys.signer, claim),
-            account=Account(USER, PASSWORD),
-        )
+    async with registry(root, sign=lambda claim: sign_manifest_claim(keys.signer, claim)) as push:
+        catalog = push.catalog
         swarm = Swarm("default", (NAME,), (), keys.root_public, keys.key_set())
         named = Named(catalog)
         announces = MemoryAnnounces(named, pace=Pace(), randrange=random.Random(2).randrange)  # noqa: S311
-        blobs = Blobs(catalog, objects)
+        blobs = Blobs(catalog, push.objects)
         api = TrackerPeerApi(catalog, blobs, Slots(16, 256), lambda: swarm, named=named, announces=announces)
-        made = Origin(Registry(push, catalog, objects, uploads), keys, api)
+        made = Origin(push, keys, api)
         async with running(made.handle, grace=0.0) as url:
             made.url = url
             yield made

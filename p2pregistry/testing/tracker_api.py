@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import base64
+import functools
 import json
+import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -15,12 +17,18 @@ from p2pregistry.objects.files import FileObjects, open_file_objects
 from p2pregistry.oci.media import OCI_MANIFEST
 from p2pregistry.testing.handlers import Answer, ScriptedBody, call
 from p2pregistry.trust.claims import ManifestClaim
-from tracker.accounts import Account
+from tracker.authentication import Authentication
 from tracker.catalog.memory import MemoryCatalog
+from tracker.identity.memory import MemoryAccounts
+from tracker.keyring import Keyring
 from tracker.push_api import RegistryApi
+from tracker.throttle import Logins, MemoryCounters
+from tracker.token_api import TokenApi
 from tracker.uploads import Limits, Uploads
 
-USER, PASSWORD = "pusher", "a:b\u00e9"
+USER, PASSWORD = "pusher", "a:b\u00e9 and more"
+#: What the registry calls itself.
+SERVICE = "registry.example.com"
 AUTHORIZATION = ("Authorization", "Basic " + base64.b64encode(f"{USER}:{PASSWORD}".encode()).decode())
 
 
@@ -32,6 +40,8 @@ class Registry:
     catalog: MemoryCatalog
     objects: FileObjects
     uploads: Uploads
+    accounts: MemoryAccounts
+    tokens: TokenApi
     claims: list[ManifestClaim] = field(default_factory=list)
 
     async def __call__(self, method: str, target: str, body: bytes | ScriptedBody = b"", **options: Any) -> Answer:
@@ -78,18 +88,34 @@ def manifest_of(config: bytes, *layers: bytes, **more: object) -> bytes:
     return json.dumps(document).encode()
 
 
+@functools.cache
+def keyring() -> Keyring:
+    """Keys for all tests of a process."""
+    return Keyring.fresh()
+
+
 @asynccontextmanager
 async def registry(root: Path, **options: Any) -> AsyncIterator[Registry]:
-    """Over ``root``; ``options`` go to RegistryApi."""
+    """Over ``root``, with an administrator (USER). ``anonymous_pull``, ``private`` (new repositories; else they are
+    public), ``clock``, ``logins``, ``sign``, ``expiry`` and ``limit`` (of uploads) are as their names say; other
+    ``options`` go to RegistryApi."""
     async with open_file_objects(root) as objects:
-        catalog = MemoryCatalog(private=False)
+        catalog = MemoryCatalog(private=options.pop("private", False))
         limits = Limits(expiry=options.pop("expiry", 3600.0), open=options.pop("limit", 100), wait=0.0)
         uploads = Uploads(catalog, catalog.sessions, objects, limits)
+        accounts = MemoryAccounts(catalog, anonymous_pull=options.pop("anonymous_pull", True))
+        await accounts.ensure_administrator(USER, PASSWORD)
+        ring, clock = keyring(), options.pop("clock", time.time)
+        logins = options.pop("logins", None) or Logins(MemoryCounters())
+        shown = Authentication(accounts, logins, lambda: ring.keys, service=SERVICE, clock=clock)
+        tokens = TokenApi(
+            shown, accounts, catalog, lambda: ring.signer, issuer="k4.pid.test", lifetime=300, clock=clock
+        )
         claims: list[ManifestClaim] = []
 
         def sign(claim: ManifestClaim) -> str:
             claims.append(claim)
             return f"claim {len(claims)}"
 
-        options.setdefault("account", Account(USER, PASSWORD))
-        yield Registry(RegistryApi(catalog, objects, uploads, sign, **options), catalog, objects, uploads, claims)
+        api = RegistryApi(catalog, objects, uploads, options.pop("sign", sign), shown, **options)
+        yield Registry(api, catalog, objects, uploads, accounts, tokens, claims)

@@ -72,7 +72,9 @@ def _scope(text: str) -> Scope:
 
 @dataclass(frozen=True, slots=True)
 class AccessToken:
-    """What a token says; times in unix seconds. ``subject``: the account's name, "" for nobody in particular."""
+    """What a token says; times in unix seconds. ``subject``: who it was given to, as the audit log calls him, "" for
+    nobody in particular; ``account``: the number of his account. ``within``: for the registry's catalogue, the scopes
+    of the personal or robot token it was asked for with; None: all that the account may."""
 
     issuer: str
     audience: str
@@ -81,6 +83,8 @@ class AccessToken:
     issued: int
     expires: int
     access: tuple[Scope, ...] = ()
+    account: int | None = None
+    within: tuple[Scope, ...] | None = None
 
     def allows(self, kind: str, name: str, action: str) -> bool:
         """Whether this action is among those it lists. ``*`` is an action of its own, and does not stand for others."""
@@ -93,7 +97,7 @@ class _Access(msgspec.Struct):
     actions: list[str]
 
 
-class _Token(msgspec.Struct):
+class _Token(msgspec.Struct, omit_defaults=True):
     iss: str
     aud: str
     sub: str
@@ -102,13 +106,16 @@ class _Token(msgspec.Struct):
     nbf: str
     exp: str
     access: list[_Access]
+    account: int | None = None
+    within: list[_Access] | None = None
 
 
 def sign_access(signer: Signer, token: AccessToken) -> str:
     """A PASETO v4.public token; its times are written as PASETO wants them (ISO 8601)."""
-    access = [_Access(scope.type, scope.name, sorted(scope.actions)) for scope in token.access]
-    issued = _iso(token.issued)
-    raw = _Token(token.issuer, token.audience, token.subject, token.id, issued, issued, _iso(token.expires), access)
+    issued, expires = _iso(token.issued), _iso(token.expires)
+    within = None if token.within is None else _written(token.within)
+    raw = _Token(token.issuer, token.audience, token.subject, token.id, issued, issued, expires, _written(token.access))
+    raw.account, raw.within = token.account, within
     return signer.sign(msgspec.json.encode(raw), ACCESS_PURPOSE)
 
 
@@ -124,7 +131,7 @@ def verify_access(
     payload = keys.payload(text, ACCESS_PURPOSE)
     try:
         raw = msgspec.json.decode(payload, type=_Token)
-        access = tuple(Scope(item.type, item.name, frozenset(item.actions)) for item in raw.access)
+        within = None if raw.within is None else _read(raw.within)
         issued, begins, expires = _unix(raw.iat), _unix(raw.nbf), _unix(raw.exp)
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError, ValueError, OverflowError) as err:
         raise BadContent("an access token is signed but not in form") from err
@@ -132,7 +139,15 @@ def verify_access(
         raise BadContent("an access token is for another service")
     if now + skew < begins or now - skew >= expires:
         raise BadContent("an access token has expired or is not valid yet")
-    return AccessToken(raw.iss, raw.aud, raw.sub, raw.jti, issued, expires, access)
+    return AccessToken(raw.iss, raw.aud, raw.sub, raw.jti, issued, expires, _read(raw.access), raw.account, within)
+
+
+def _written(scopes: Iterable[Scope]) -> list[_Access]:
+    return [_Access(scope.type, scope.name, sorted(scope.actions)) for scope in scopes]
+
+
+def _read(access: Iterable[_Access]) -> tuple[Scope, ...]:
+    return tuple(Scope(item.type, item.name, frozenset(item.actions)) for item in access)
 
 
 def _iso(seconds: int) -> str:

@@ -19,8 +19,8 @@ from p2pregistry.testing.conformance import (
     says,
     with_digest,
 )
-from p2pregistry.testing.handlers import call
 from p2pregistry.testing.tracker_api import registry
+from tracker.catalog.trail import SYSTEM
 
 UNKNOWN = digest_of(b"nobody has pushed this")
 
@@ -104,9 +104,13 @@ def test_each_code_has_its_status_and_form(api: Api, provoke: object, status: in
     assert set(answer.json) == {"errors"}
 
 
-async def test_denied_where_nobody_may_push(tmp_path: Path) -> None:
-    async with registry(tmp_path, account=None) as api:
-        answer = await call(api.api, "POST", "/v2/a/blobs/uploads/")
+async def test_denied_where_a_tag_does_not_move(tmp_path: Path) -> None:
+    """What no other credentials would help with; clients give up there."""
+    async with registry(tmp_path) as api:
+        await api.catalog.policies.add_immutable("a:v*", SYSTEM)
+        await api.push_image("a", "v1", b"one")
+        _, other = await api.push_image("a", "x", b"two")
+        answer = await api("PUT", "/v2/a/manifests/v1", other, headers=[("Content-Type", OCI_MANIFEST)])
         assert (answer.status, answer.code) == (403, "DENIED")
 
 

@@ -14,8 +14,8 @@ import trio.testing
 from p2pregistry.content.metainfo import Metainfo
 from p2pregistry.digest import Digest
 from p2pregistry.oci.media import DOCKER_MANIFEST, OCI_INDEX, OCI_MANIFEST
-from p2pregistry.testing.handlers import ScriptedBody, call
-from p2pregistry.testing.tracker_api import AUTHORIZATION, USER, Registry, manifest_of, registry
+from p2pregistry.testing.handlers import ScriptedBody
+from p2pregistry.testing.tracker_api import USER, Registry, manifest_of, registry
 from tracker.catalog.base import NewManifest
 from tracker.catalog.trail import By
 
@@ -556,79 +556,6 @@ async def test_tags_in_pages(tmp_path: Path) -> None:
         assert "link" not in none.headers
         assert (await api("GET", f"/v2/{REPO}/tags/list?n=99999999")).json()["tags"] == ["B", "_x", "a", "b", "c"]
         assert (await api("GET", "/v2/no/such/tags/list?n=0")).code == "NAME_UNKNOWN"
-
-
-# --------------------------------------------------------------------------------------------------------------- rights
-
-
-async def test_the_ping_challenges_and_reads_are_open(tmp_path: Path) -> None:
-    async with registry(tmp_path) as api:
-        digest, body = await api.push_image(REPO, "1", b"one")
-        ping = await call(api.api, "GET", "/v2/")
-        assert (ping.status, ping.code) == (401, "UNAUTHORIZED")
-        assert ping.headers["www-authenticate"] == 'Basic realm="p2pregistry"'
-        assert ping.headers["docker-distribution-api-version"] == "registry/2.0"
-        assert (await api("GET", "/v2/")).status == 200
-        assert (await call(api.api, "GET", f"/v2/{REPO}/manifests/1")).body == body
-        for method, path in (
-            ("POST", "blobs/uploads/"),
-            ("PATCH", "blobs/uploads/x"),
-            ("GET", "blobs/uploads/x"),
-            ("PUT", "manifests/1"),
-            ("DELETE", f"manifests/{digest}"),
-        ):
-            answer = await call(api.api, method, f"/v2/{REPO}/{path}")
-            assert (answer.status, answer.code) == (401, "UNAUTHORIZED"), path
-            assert "www-authenticate" in answer.headers
-
-
-@pytest.mark.parametrize(
-    "value",
-    [
-        "Basic",
-        "Basic !!!",
-        "Basic cHVzaGVyOng=",
-        "Basic cHVzaGVyOmE=",
-        "Bearer x.y.z",
-        "",
-        AUTHORIZATION[1][:-4] + "====",
-        AUTHORIZATION[1] + "é",
-    ],
-)
-async def test_wrong_credentials_are_refused_everywhere(tmp_path: Path, value: str) -> None:
-    async with registry(tmp_path) as api:
-        await api.push_image(REPO, "1", b"one")
-        for method, target in (
-            ("GET", "/v2/"),
-            ("GET", f"/v2/{REPO}/manifests/1"),
-            ("POST", f"/v2/{REPO}/blobs/uploads/"),
-        ):
-            answer = await call(api.api, method, target, headers=[("Authorization", value)])
-            assert (answer.status, answer.code) == (401, "UNAUTHORIZED")
-
-
-async def test_empty_credentials_count_as_none(tmp_path: Path) -> None:
-    async with registry(tmp_path) as api:
-        await api.push_image(REPO, "1", b"one")
-        empty = [("Authorization", "Basic Og==")]
-        assert (await call(api.api, "GET", f"/v2/{REPO}/manifests/1", headers=empty)).status == 200
-        assert (await call(api.api, "POST", f"/v2/{REPO}/blobs/uploads/", headers=empty)).status == 401
-
-
-async def test_reading_can_be_closed(tmp_path: Path) -> None:
-    async with registry(tmp_path, anonymous_pull=False) as api:
-        await api.push_image(REPO, "1", b"one")
-        answer = await call(api.api, "GET", f"/v2/{REPO}/manifests/1")
-        assert (answer.status, answer.code) == (401, "UNAUTHORIZED")
-        assert (await api("GET", f"/v2/{REPO}/manifests/1")).status == 200
-
-
-async def test_without_an_account_nobody_may_push(tmp_path: Path) -> None:
-    async with registry(tmp_path, account=None) as api:
-        assert (await call(api.api, "GET", "/v2/")).status == 200
-        answer = await call(api.api, "POST", f"/v2/{REPO}/blobs/uploads/")
-        assert (answer.status, answer.code) == (403, "DENIED")
-        assert (await api("GET", "/v2/")).status == 401
 
 
 # -------------------------------------------------------------------------------------------------------- hostile input
