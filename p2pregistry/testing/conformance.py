@@ -153,8 +153,10 @@ class Api:
         """An access token for all that a request could need."""
         parts = urlsplit(where)
         names = re.findall(r"^/v2/(.+)/(?:manifests|blobs|tags|referrers)/", parts.path)
-        names += parse_qs(parts.query).get("from", [])
-        scopes = tuple(f"repository:{unquote(name)}:pull,push,delete" for name in names) or ("registry:catalog:*",)
+        names = [unquote(name) for name in [*names, *parse_qs(parts.query).get("from", [])]]
+        # what is no name makes no scope: any token will do to be told so
+        asking = [f"repository:{name}:pull,push,delete" for name in names if name.isprintable() and " " not in name]
+        scopes = tuple(asking) or ("registry:catalog:*",)
         if scopes not in self.tokens:
             asked = self("GET", "/v2/", anonymous=True)["www-authenticate"]
             challenge = dict(re.findall(r'(\w+)="([^"]*)"', asked.removeprefix("Bearer ")))

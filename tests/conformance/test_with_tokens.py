@@ -16,7 +16,7 @@ HERE = Path(__file__).parent
 _numbers = itertools.count(1)
 
 
-def tests_of(name: str) -> dict[str, object]:
+def borrowed(name: str) -> dict[str, object]:
     """The tests of a module beside this one, to be run with the client of this one."""
     spec = importlib.util.spec_from_file_location(f"again_{name}", HERE / f"{name}.py")
     assert spec is not None
@@ -34,7 +34,7 @@ def api(origin: str) -> Iterator[Api]:
 
 
 for _name in ("test_push", "test_pull", "test_discovery", "test_management"):
-    _found = tests_of(_name)
+    _found = borrowed(_name)
     assert _found
     assert not _found.keys() & globals().keys()
     globals().update(_found)
