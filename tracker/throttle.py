@@ -19,11 +19,8 @@ guesses this very account from), for as long as the guessing lasts and a minute 
 
 from __future__ import annotations
 
-<<<<<<< HEAD
-=======
 import hashlib
 import hmac
->>>>>>> aacf460 (Docker's token flow: access tokens for what one may do, and one place that decides it; private and unknown are answered alike; wrong passwords are counted by account and address)
 import math
 import re
 import secrets
@@ -153,7 +150,6 @@ class Logins:
         return keys[:1] if self._known.left(keys[0]) > 0 else keys
 
 
-<<<<<<< HEAD
 class Recent:
     """Names and passwords that were right a while ago, kept only as a hash under a key that this process alone has.
     That they are still right is not said."""
@@ -221,7 +217,7 @@ def _keys(address: str, account: str) -> tuple[str, str, str]:
     """What a wrong password counts for: the account from the address, the address, the account."""
     network = network_of(address)
     name = account if _NAME.fullmatch(account) else ""
-    return f"login:{network}:{name}", f"login:{network}", f"login::{name}"
+    return f"login:{network} {name}", f"login:{network}", f"login-of:{name}"
 
 
 def _too_many(left: float) -> RequestError:
