@@ -139,7 +139,7 @@ class SecureLink:
         at = 0
         while at < len(buffer):
             try:
-                count = self._tls.recv_into(buffer[at:])
+                count = self._tls.read(len(buffer) - at, buffer[at:] if at else buffer)
             except ssl.SSLWantReadError:
                 if at:
                     break

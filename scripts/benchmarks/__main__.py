@@ -25,6 +25,7 @@ BENCHES = {
     "small": ("small", "small images through a new node, and directly"),
     "memory": ("memory", "what a node takes while many pull from it and it pulls"),
     "swarm": ("swarm", "many nodes with shaped links that pull the same image at once; needs root"),
+    "pieces": ("pieces", "pieces from one process to another, plain and over TLS"),
     "push": ("push", "a layer pushed to the tracker"),
     "tags": ("tags", "lists of many tags and of many repositories"),
     "lookup": ("lookup", "who holds a blob, through the DHT"),

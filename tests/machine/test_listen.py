@@ -1,11 +1,12 @@
-"""The HTTP server over real loopback sockets."""
+"""The HTTP server over real loopback sockets, in the clear and over TLS."""
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import socket
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import h11
@@ -18,7 +19,13 @@ from p2pregistry.errors import LocalError, NotFound, RemoteBusy, RequestError, S
 from p2pregistry.serve.http import BlobSlice, Request, Response, Stream
 from p2pregistry.serve.listen import Limits, open_listeners, open_unix_listener, serve
 from p2pregistry.store.base import FilePart
-from p2pregistry.testing.http import PATIENCE, raw_client, request, running
+from p2pregistry.testing.http import PATIENCE, everything_over_tls, raw_client, request, running
+
+
+@pytest.fixture(autouse=True, params=["plain", "TLS"])
+def _over(request: pytest.FixtureRequest) -> Iterator[None]:
+    with everything_over_tls() if request.param == "TLS" else contextlib.nullcontext():
+        yield
 
 
 class FileBlob:
@@ -58,7 +65,7 @@ def code(body: bytes) -> str:
 
 
 async def test_get_put_and_head_keep_the_connection() -> None:
-    async with running(echo) as url, httpx.AsyncClient(base_url=url) as client:
+    async with running(echo) as url, httpx.AsyncClient(base_url=url, verify=False) as client:
         assert (await client.get("/a?b=c")).headers["x-target"] == "/a?b=c"
         assert (await client.put("/", content=b"x" * 3_000_000)).content == b"x" * 3_000_000
         head = await client.head("/")
