@@ -228,6 +228,8 @@ class Trust:
             raise BadContent("a credential is another node's")
         if credential.swarm != self._swarm:
             raise BadContent("a credential is for another swarm")
+        if credential.kid and (self._keys is None or credential.kid not in self._keys.keys):
+            raise BadContent("a credential is signed with a key that the tracker has dropped")
         if self.revoked(peer_id):
             raise BadContent("a node's credential has been revoked")
         if self.now() >= self.until(credential):

@@ -44,6 +44,7 @@ from tracker.bulletin import Bulletin
 from tracker.catalog.garbage_postgres import PostgresGarbage
 from tracker.catalog.hooks_postgres import PostgresHooks
 from tracker.catalog.migrate import migrate as migrate_schema
+from tracker.catalog.nodes_postgres import PostgresNodes
 from tracker.catalog.postgres import PostgresCatalog
 from tracker.db import Connection, Db
 from tracker.embedded import embedded_postgres
@@ -155,6 +156,7 @@ def _assemble(
         names=settings.tracker.names,
         libp2p=lambda: _multiaddrs(settings, router),
         token_url=url.rstrip("/") + "/token",
+        revoked=PostgresNodes(db).revoked,
     )
     garbage = PostgresGarbage(db)
     sweeper = Sweeper(catalog, garbage, objects, _pace(settings))

@@ -73,6 +73,7 @@ class _Session(msgspec.Struct):
     issued: int  # of the credential
     expires: float
     pulls: list[str] | None
+    kid: str = ""  # the key that signed the credential
 
 
 class Standings:
@@ -178,7 +179,7 @@ class TrackerDesk:
             raise unproven("no session: the nonce is not of this server, too old, or was used before")
         until = min(self._clock() + SESSION_LIFE, credential.expires)
         listed = list(pulls) if sum(map(len, pulls)) <= _MAX_PULLS else None
-        session = _Session(peer_id, credential.swarm, credential.id, credential.issued, until, listed)
+        session = _Session(peer_id, credential.swarm, credential.id, credential.issued, until, listed, credential.kid)
         token = self._keyring.signer.sign(msgspec.json.encode(session), SESSION_PURPOSE)
         self._remember(_hash(token), session)
         return Granted(token, until - self._clock())
@@ -187,6 +188,8 @@ class TrackerDesk:
         """See Desk. Raises LocalError."""
         session = self._session(token)
         if session is None or session.expires <= self._clock() or session.swarm != self._swarm:
+            return None
+        if session.kid not in self._keyring.keys.keys:  # somebody else may have had the key of its credential
             return None
         said = None if session.pulls is None else tuple(session.pulls)
         pulls = await self._standings.pulls(session.peer_id, said, session.issued)

@@ -18,7 +18,7 @@ from p2pregistry.digest import Digest
 from p2pregistry.errors import BadContent, RequestError
 from p2pregistry.globs import check_glob, matches_any
 from p2pregistry.oci.reference import check_name, check_tag
-from p2pregistry.trust.keys import KeySet, Signer
+from p2pregistry.trust.keys import KeySet, Signer, kid_of
 
 TAG_PURPOSE: Final = b"p2pregistry/v1/tag"
 REPOSITORY_PURPOSE: Final = b"p2pregistry/v1/repository"
@@ -68,7 +68,7 @@ class RepositoryClaim:
 @dataclass(frozen=True, slots=True)
 class Credential:
     """That a peer id belongs to a node of this swarm, and which private repositories (globs) it may pull; times in
-    unix seconds."""
+    unix seconds. ``kid``: the key that signed it, where it was read from a token; it goes with that key."""
 
     peer_id: str
     swarm: str
@@ -77,6 +77,7 @@ class Credential:
     expires: int
     pulls: tuple[str, ...] = ()
     labels: Mapping[str, str] = field(default_factory=dict)
+    kid: str = field(default="", compare=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -199,7 +200,9 @@ def verify_credential(keys: KeySet, token: str) -> Credential:
             check_glob(pattern)
     except ValueError as err:
         raise BadContent("a credential is signed but not in form") from err
-    return Credential(raw.peer_id, raw.swarm, raw.id, raw.issued, raw.expires, tuple(raw.pulls), raw.labels)
+    return Credential(
+        raw.peer_id, raw.swarm, raw.id, raw.issued, raw.expires, tuple(raw.pulls), raw.labels, kid_of(token) or ""
+    )
 
 
 def named_peer(token: str) -> str:

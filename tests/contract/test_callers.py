@@ -14,6 +14,7 @@ from p2pregistry.sessions import Opening
 from p2pregistry.testing.members import DAY, Authority, Member, open_session
 from p2pregistry.testing.sessions import Clock, Place, check_desk
 from p2pregistry.trust.keys import KeySet, Signer
+from p2pregistry.trust.paserk import new_secret, public_of
 from p2pregistry.trust.proof import sign_proof
 from p2pregistry.trust.records import Caller
 from tracker.callers import FRESH, STALE, TrackerDesk
@@ -153,6 +154,20 @@ async def test_the_dht_node_of_a_tracker_judges_by_the_same_rules(database: str)
         two.clock.now += DAY
         with pytest.raises(BadContent, match="expired"):
             two.one.check(found, member.peer_id)
+
+
+async def test_a_session_goes_with_the_key_of_its_credential(database: str) -> None:
+    async with trackers(database) as two:
+        member, credential = await two.enrolled("acme/**")
+        new = Signer.of(new_secret())
+        keys = dict(two.keys.keys.keys)
+        two.keys.keys = KeySet(2, keys | {new.kid: public_of(new.secret)})
+        two.keys.signer = new
+        token = await open_session(two.one, member, credential, two.own)
+        assert await two.one.caller(token) is not None
+        two.keys.keys = KeySet(3, {new.kid: public_of(new.secret)})
+        for desk in (two.one, two.other):
+            assert await desk.caller(token) is None
 
 
 async def test_a_session_signed_with_a_key_that_was_dropped_is_no_good(database: str) -> None:

@@ -127,7 +127,11 @@ async def test_every_kind_of_record_of_a_dropped_key_is_refused() -> None:
         await trust.credential(sign_credential(signer, CREDENTIAL), PEER)
 
     await check(OLD)
+    accepted = await trust.credential(sign_credential(OLD, CREDENTIAL), PEER)
+    trust.check(accepted, PEER)
     await trust.learn(swarm(2, NEW))
+    with pytest.raises(BadContent, match="dropped"):
+        trust.check(accepted, PEER)
     await check(NEW)
     with pytest.raises(BadContent):
         await trust.claim(sign_manifest_claim(OLD, CLAIM))
