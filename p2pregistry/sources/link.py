@@ -11,7 +11,7 @@ import ipaddress
 import socket
 import ssl
 import sys
-from typing import Final, Protocol
+from typing import Any, Final, Protocol
 
 import trio
 
@@ -139,7 +139,8 @@ class SecureLink:
         at = 0
         while at < len(buffer):
             try:
-                count = self._tls.read(len(buffer) - at, buffer[at:] if at else buffer)
+                # given a buffer it says how many bytes came, whatever its type says
+                count: Any = self._tls.read(len(buffer) - at, buffer[at:] if at else buffer)
             except ssl.SSLWantReadError:
                 if at:
                     break
