@@ -35,7 +35,9 @@ from p2pregistry.resolve import Resolver
 from p2pregistry.routing.advertise import Advertiser
 from p2pregistry.routing.hello import Hello
 from p2pregistry.routing.identity import load_or_create_identity
+from p2pregistry.serve.client_auth import ClientAuth
 from p2pregistry.serve.endpoints import health
+from p2pregistry.serve.hosts import Hosts
 from p2pregistry.serve.http import Handler
 from p2pregistry.serve.listen import Limits as ListenLimits
 from p2pregistry.serve.listen import open_listeners, open_unix_listener, serve
@@ -51,7 +53,9 @@ from p2pregistry.store.records import StoredManifest
 from p2pregistry.store.recover import discard_partials, reconcile, stale_partials
 from p2pregistry.trust.certificate import server_context
 from p2pregistry.trust.keys import KeySet, check_root_public
+from p2pregistry.trust.records import ANYONE
 from p2pregistry.trusting import Trust
+from p2pregistry.visible import Visible
 
 if TYPE_CHECKING:
     from p2pregistry.routing.dht import DhtRouter
@@ -60,6 +64,8 @@ if TYPE_CHECKING:
 GRACE, DEADLINE = 5.0, 15.0
 #: Seconds between two looks at the neighbours.
 REMEMBER = 30.0
+#: Seconds between two questions to the tracker whether what is served is still what may be served.
+CONFIRM = 20.0
 #: Seconds a start waits for the tracker and the first neighbours.
 JOIN = 3.0
 #: Neighbours whose addresses outlive a restart.
@@ -67,8 +73,8 @@ NEIGHBOURS = 20
 #: Of the peer listener: who takes nothing for so long is not kept a slot, and a slot is given back when the bytes are
 #: on their way, not when the kernel has taken them.
 PEER_LIMITS = ListenLimits(stall_time=20.0, unsent=256 << 10)
-#: Keys of the index under which they, and the tracker's names, are kept.
-_NEIGHBOURS, _NAMES = "neighbours", "names"
+#: Keys of the index under which they, the tracker's names and its token URL are kept.
+_NEIGHBOURS, _NAMES, _TOKEN_URL = "neighbours", "names", "token_url"
 _log = observe.logger(__name__)
 Ready = Callable[[dict[str, object]], None]
 
@@ -79,6 +85,7 @@ class Node:
 
     settings: NodeSettings
     index: Index
+    visible: Visible
     router: DhtRouter
     advertiser: Advertiser
     flights: Flights
@@ -88,6 +95,7 @@ class Node:
     urls: dict[str, str]
     peer_id: str
     names: frozenset[str] = frozenset()
+    token_url: str = ""
     swarm_seen: float | None = None
     started: float = field(default_factory=time.time)
 
@@ -260,10 +268,18 @@ async def _assemble(
     router: DhtRouter,
     urls: dict[str, str],
 ) -> tuple[Node, dict[str, Handler]]:
-    limits, haves = settings.cache, Haves(index)
+    limits, haves, visible = settings.cache, Haves(index), Visible(index)
     me = Me(router.peer_id, urls["peer_url"], settings.node.zone, settings.node.swarm)
     draw = random.SystemRandom().randrange
-    finder = CrowdFinder(me, router, tracker, randrange=draw, limit=settings.fetch.sources, plain=settings.peer.plain)
+    finder = CrowdFinder(
+        me,
+        router,
+        tracker,
+        randrange=draw,
+        limit=settings.fetch.sources,
+        plain=settings.peer.plain,
+        public=lambda digest: visible.may_have(ANYONE, digest),
+    )
 
     advertiser = Advertiser(router, lambda: len(flights) > 0)
 
@@ -281,14 +297,18 @@ async def _assemble(
     flights = _flights(settings, store, cache, index, finder, haves, advertiser, rates)
     await stack.enter_async_context(flights.running())
     trust = _trust(settings, index, tracker)
-    node = Node(settings, index, router, advertiser, flights, finder, trust, tracker, urls, router.peer_id)
+    node = Node(settings, index, visible, router, advertiser, flights, finder, trust, tracker, urls, router.peer_id)
     node.names = _known_names(settings, index)
-    pull = _pull_api(node, cache)
+    node.token_url = "".join(_lines(index, _TOKEN_URL)[:1])
+    resolver = _resolver(node)
+    nursery.start_soon(_confirm, resolver, visible)
+    pull = _pull_api(node, resolver, cache)
     slots = Slots(settings.peer.max_uploads, settings.peer.queue)
     peers = PeerApi(
         index,
         cache,
         slots,
+        visible,
         served=observe.count_served("peer"),
         haves=haves,
         watching=finder.watched,
@@ -306,7 +326,7 @@ def _trust(settings: NodeSettings, index: Index, tracker: TrackerSource | None) 
     async def forget(keys: KeySet) -> None:
         dropped = await keep_only(index, keys.keys.keys())
         if dropped:
-            _log.warning("claims are forgotten whose key the tracker has dropped", claims=dropped)
+            _log.warning("records are forgotten whose key the tracker has dropped", records=dropped)
 
     stated = settings.tracker
     return Trust(
@@ -361,20 +381,15 @@ def _flights(
     )
 
 
-def _pull_api(node: Node, cache: Cache) -> PullApi:
+def _resolver(node: Node) -> Resolver:
     def learnt(_repository: str, manifest: StoredManifest, _blobs: Sequence[BlobRef]) -> None:
         node.advertiser.hold([manifest.digest])
 
-    def interest(manifest: StoredManifest) -> None:
-        missing, here = _layers(manifest, node.index)
-        node.finder.interest(missing, here)
-        refs = (node.index.ref(digest) for digest, size in missing if size > PIECE_SIZE)
-        node.flights.prepare(ref for ref in refs if ref is not None)
-
     tags = node.settings.tags
-    resolver = Resolver(
+    return Resolver(
         node.index,
         node.trust,
+        node.visible,
         node.tracker,
         node.router,
         clock=time.time,
@@ -383,10 +398,31 @@ def _pull_api(node: Node, cache: Cache) -> PullApi:
         learnt=learnt,
         plain=node.settings.peer.plain,
     )
+
+
+async def _confirm(resolver: Resolver, visible: Visible) -> None:
+    """Ask again and again whose content is whose, as far as it was asked for: a repository may have become private."""
+    while True:
+        await trio.sleep(CONFIRM)
+        await resolver.confirm(visible.used())
+
+
+def _pull_api(node: Node, resolver: Resolver, cache: Cache) -> PullApi:
+    def interest(manifest: StoredManifest) -> None:
+        missing, here = _layers(manifest, node.index)
+        node.finder.interest(missing, here)
+        refs = (node.index.ref(digest) for digest, size in missing if size > PIECE_SIZE)
+        node.flights.prepare(ref for ref in refs if ref is not None)
+
+    stated, trust = node.settings.pull, node.trust
+    auth = ClientAuth(node.peer_id, lambda: trust.keys, trust.now, lambda: node.token_url)
     return PullApi(
         resolver,
+        node.visible,
         cache,
         node.flights,
+        hosts=Hosts(stated.host, stated.hosts),
+        auth=auth if stated.require_client_auth else None,
         names=lambda: node.names,
         served=observe.count_served("client"),
         clock=time.time,
@@ -463,6 +499,9 @@ async def _visit(node: Node) -> bool:
     if node.settings.tracker.names is None and node.names != frozenset(swarm.names):
         node.names = frozenset(swarm.names)
         await _put_lines(node.index, _NAMES, swarm.names)
+    if swarm.token_url != node.token_url:
+        node.token_url = swarm.token_url
+        await _put_lines(node.index, _TOKEN_URL, [swarm.token_url])
     node.router.bootstrap(swarm.libp2p)
     node.swarm_seen = time.time()
     return True

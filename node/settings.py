@@ -30,6 +30,20 @@ class Node(Section, frozen=True):
 class Pull(Section, frozen=True):
     host: Annotated[Texts, Setting("Addresses the pull API listens on; keep it on loopback.")] = ("127.0.0.1", "::1")
     port: Annotated[Port, Setting("Port of the pull API; 0 takes any free one.")] = 5000
+    hosts: Annotated[
+        Texts,
+        Setting(
+            "Host names that clients may use for this node, besides localhost and the addresses it listens on.",
+            example=["node.example.com"],
+        ),
+    ] = ()
+    require_client_auth: Annotated[
+        bool,
+        Setting(
+            "Whether each client shows a token that the tracker gave it for this node; false: whoever can connect may "
+            "pull what the node may."
+        ),
+    ] = False
 
 
 class Peer(Section, frozen=True):

@@ -10,7 +10,7 @@ Everything here happens in plain code between two checkpoints; a ``trio.Event`` 
 from __future__ import annotations
 
 from array import array
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Final, Protocol
 
 import trio
@@ -143,13 +143,15 @@ class Haves:
         """How many there are."""
         return len(self._all)
 
-    def watch(self, watch: Watch) -> Watcher:
-        """Someone who is told from now on, until ``leave``. Others who watch the same digests are told of it."""
-        watcher = Watcher(self, watch)
+    def watch(self, watch: Watch, may: Callable[[Digest], bool] = lambda _digest: True) -> Watcher:
+        """Someone who is told from now on, until ``leave``, of digests that it ``may`` have: asked each time. Others
+        who watch the same digests, and may have them, are told of it and it of them."""
+        watcher = Watcher(self, watch, may)
         fellows: dict[Watcher, None] = {}
         for digest in watch.want:
             others = self._watchers.setdefault(digest, set())
-            fellows |= dict.fromkeys(others)
+            if others and may(digest):
+                fellows |= dict.fromkeys(other for other in others if other.may(digest))
             others.add(watcher)
         self._all.add(watcher)
         # those of the same zone first: where there are many, the rest may come late
@@ -202,8 +204,9 @@ class Haves:
 class Watcher:
     """One who is told. Made by ``Haves.watch``; ``leave`` when done with it."""
 
-    def __init__(self, haves: Haves, watch: Watch) -> None:
+    def __init__(self, haves: Haves, watch: Watch, may: Callable[[Digest], bool]) -> None:
         self.watch = watch
+        self.may = may
         self.ended = trio.Event()
         self._haves = haves
         self._places = {digest: place for place, digest in enumerate(watch.want)}
@@ -264,7 +267,7 @@ class Watcher:
         """Put what is new of one digest into the line; about how many bytes that takes."""
         place = self._places[digest]
         before, told = self._told.get(digest, (None, 0))
-        now = self._haves.state(digest)
+        now = self._haves.state(digest) if self.may(digest) else None
         if now is None:
             if before is not None:
                 del self._told[digest]
@@ -292,5 +295,6 @@ class Watcher:
             other = next(iter(self._met))
             del self._met[other]
             watch = other.watch
-            want = [self._places[digest] for digest in watch.want if digest in self._places]
+            both = (digest for digest in watch.want if digest in self._places)
+            want = [self._places[digest] for digest in both if self.may(digest) and other.may(digest)]
             news.peers.append(PeerSeen(watch.peer_id, watch.url, watch.zone, want, []))

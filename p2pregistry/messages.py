@@ -29,6 +29,10 @@ MAX_ANNOUNCED: Final = 1 << 20
 MIN_INTERVAL: Final = 0.2
 MAX_INTERVAL: Final = 3600.0
 
+#: Repositories in one question for their records, and the longest such question, bytes.
+MOST_NAMES: Final = 500
+MAX_NAMES: Final = MOST_NAMES * 260 + 100
+
 #: A libp2p peer id in base58 (an Ed25519 key: 52 characters; the hash of another key: 46).
 PeerId: TypeAlias = Annotated[str, msgspec.Meta(pattern=r"^[1-9A-HJ-NP-Za-km-z]{32,64}\Z")]
 #: The base of a peer API: scheme, host, port. What may follow the host elsewhere (users, paths) has no meaning here.

@@ -7,12 +7,15 @@ processes of the same tracker were told.
 from __future__ import annotations
 
 import functools
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, Final, Protocol
 
 import trio
 
+from p2pregistry.digest import Digest
 from p2pregistry.errors import RequestError
 from p2pregistry.messages import MAX_HOLD, MAX_PEERS, MAX_WANT, MIN_INTERVAL, Announce, Announced, Crowd
+from p2pregistry.trust.records import ANYONE, Caller
 from tracker.board import Board, Member, Pace, RandRange
 from tracker.catalog.keys import digest_key
 from tracker.named import Named
@@ -31,12 +34,13 @@ _SPREAD: Final = 0.15
 class Announces(Protocol):
     """What nodes announce, and who they are told of."""
 
-    async def announce(self, announce: Announce) -> Announced:
+    async def announce(self, announce: Announce, caller: Caller = ANYONE) -> Announced:
         """Take a node's announce in and answer it. The node is found by others from now on, until it leaves or is
         silent for three of its intervals.
 
-        Of the answer: at most MAX_PEERS others, none of another swarm; nothing about digests that no claim names.
-        Raises RequestError (TOOMANYREQUESTS) if there are too many nodes.
+        Digests that the caller may not pull count for nothing: nobody is told that it has to do with them, and it is
+        told of nobody who has; so do those that no claim names. Of the answer: at most MAX_PEERS others, none of
+        another swarm. Raises RequestError (TOOMANYREQUESTS) if there are too many nodes.
         """
 
 
@@ -51,15 +55,16 @@ class Desk:
         self._limit = limit
         announces_total()
 
-    def take(self, announce: Announce) -> tuple[Member, float, float]:
-        """Put a node on the board, or take it off. Gives it, for how many seconds it stays unless it announces itself
-        again, and after how many it is to do so. Raises RequestError (TOOMANYREQUESTS)."""
+    def take(self, announce: Announce, caller: Caller) -> tuple[Member, float, float]:
+        """Put a node on the board, with those of its digests that it may pull, or take it off. Gives it, for how many
+        seconds it stays unless it announces itself again, and after how many it is to do so. Raises RequestError
+        (TOOMANYREQUESTS)."""
         announces_total().inc()
         now = trio.current_time()
         board = self.board
         board.expire(now)
-        hold = frozenset(map(digest_key, announce.hold))
-        want = frozenset(map(digest_key, announce.want)) - hold
+        hold = self._keys(announce.hold, caller)
+        want = self._keys(announce.want, caller) - hold
         if announce.leaving:
             board.remove(announce.peer_id)
             nodes_known().set(len(board))
@@ -68,13 +73,17 @@ class Desk:
         if not self._room(member):
             raise RequestError("TOOMANYREQUESTS", "too many nodes announce themselves", headers={"Retry-After": "30"})
         old = board.get(member.peer_id)
-        interval = self._interval(bool(want))
+        # also a node that wants what is not known yet: it may be in a moment
+        interval = self._interval(bool(announce.want))
         lasts = self._pace.patience(interval)
         board.put(member, now + lasts)
         nodes_known().set(len(board))
         if want and (old is None or not want <= old.want):
             interval = min(interval, self._pace.soon(board.wanting))
         return member, lasts, interval
+
+    def _keys(self, digests: Iterable[Digest], caller: Caller) -> frozenset[bytes]:
+        return frozenset(digest_key(digest) for digest in digests if self.named.known(digest, caller))
 
     def learn(self, member: Member, until: float) -> None:
         """What another process was told."""
@@ -97,11 +106,12 @@ class Desk:
         board = self.board
         return self._pace.interval(wants, board.wanting, len(board) - board.wanting)
 
-    def answer(self, announce: Announce, interval: float) -> Announced:
+    def answer(self, announce: Announce, caller: Caller, interval: float) -> Announced:
         """What a node is told: from the board as it is now."""
         board = self.board
         board.expire(trio.current_time())
-        asked = {digest_key(digest): i for i, digest in enumerate(announce.want) if self.named.known(digest)}
+        told = ((i, digest) for i, digest in enumerate(announce.want) if self.named.known(digest, caller))
+        asked = {digest_key(digest): i for i, digest in told}
         crowd = [Crowd()] * len(announce.want)
         for key, position in asked.items():
             crowd[position] = board.crowd(announce.swarm, key, announce.peer_id)
@@ -120,11 +130,12 @@ class MemoryAnnounces:
     def __init__(self, named: Named, *, pace: Pace, randrange: RandRange, limit: int = MAX_NODES) -> None:
         self.desk = Desk(named, pace=pace, randrange=randrange, limit=limit)
 
-    async def announce(self, announce: Announce) -> Announced:
-        _, _, interval = self.desk.take(announce)
-        await self.desk.named.learn(announce.want)
-        await trio.lowlevel.checkpoint()
-        return self.desk.answer(announce, interval)
+    async def announce(self, announce: Announce, caller: Caller = ANYONE) -> Announced:
+        await self.desk.named.learn((*announce.want, *announce.hold))
+        _, _, interval = self.desk.take(announce, caller)
+        for _ in range(2):  # those that waited for the same answer of the catalog are on the board by then
+            await trio.lowlevel.checkpoint()
+        return self.desk.answer(announce, caller, interval)
 
 
 @functools.cache

@@ -224,10 +224,11 @@ async def a_crowd_that_starts_at_once_finds_itself(rig: Rig) -> None:
 
 @_case
 async def who_wants_something_comes_again_soon_and_who_only_holds_does_not(rig: Rig) -> None:
-    await rig.name([ONE])
+    await rig.name([ONE, TWO, THREE])
     assert 0.4 <= (await rig.first.announce(node(1, (ONE,)))).interval <= 0.6
     assert 2.5 <= (await rig.first.announce(node(1, (ONE,)))).interval <= 3.5
     assert 25 <= (await rig.first.announce(node(1, (), (ONE,)))).interval <= 35
     assert 0.4 <= (await rig.first.announce(node(1, (TWO,), (ONE,)))).interval <= 0.6
     assert 0.4 <= (await rig.first.announce(node(1, (TWO, THREE), (ONE,)))).interval <= 0.6
     assert 2.5 <= (await rig.first.announce(node(1, (THREE,), (ONE, TWO)))).interval <= 3.5
+    assert 2.5 <= (await rig.first.announce(node(2, (LONG,)))).interval <= 3.5, "nobody has heard of it yet"

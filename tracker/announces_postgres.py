@@ -16,10 +16,10 @@ from typing import Any, Final
 
 import trio
 
-from p2pregistry.digest import Digest
 from p2pregistry.errors import LocalError
 from p2pregistry.messages import Announce, Announced
 from p2pregistry.observe import logger
+from p2pregistry.trust.records import ANYONE, Caller
 from tracker.announces import Desk
 from tracker.board import Member
 from tracker.db import Connection, Db
@@ -69,7 +69,6 @@ class _Batch:
     """Announces that go into one transaction: for each node the last one, and for how many seconds it counts."""
 
     rows: dict[str, tuple[Member, float]] = field(default_factory=dict)
-    asked: set[Digest] = field(default_factory=set)
     done: trio.Event = field(default_factory=trio.Event)
 
 
@@ -85,20 +84,33 @@ class PostgresAnnounces:
         #: The number of the newest change that the board has.
         self._read = 0
 
-    async def announce(self, announce: Announce) -> Announced:
-        member, lasts, interval = self.desk.take(announce)
+    async def announce(self, announce: Announce, caller: Caller = ANYONE) -> Announced:
+        until = trio.current_time() + _PATIENCE
+        await self._learn(announce, until)
+        member, lasts, interval = self.desk.take(announce, caller)
         batch = self._batch
         batch.rows[member.peer_id] = (member, lasts)
-        batch.asked.update(self.desk.named.unknown(announce.want))
         self._wake.set()
-        if self._failing:
-            await trio.lowlevel.checkpoint()
-        else:
-            with trio.move_on_after(_PATIENCE) as patience:
+        if not self._failing:
+            with trio.move_on_at(until) as patience:
                 await batch.done.wait()
             if patience.cancelled_caught:
                 self._fails("no answer in time")
-        return self.desk.answer(announce, interval)
+        return self.desk.answer(announce, caller, interval)
+
+    async def _learn(self, announce: Announce, until: float) -> None:
+        """Who may be told of these digests; where the database fails what is remembered has to do."""
+        await trio.lowlevel.checkpoint()
+        if self._failing:
+            return
+        try:
+            with trio.move_on_at(until) as patience:
+                await self.desk.named.learn((*announce.want, *announce.hold))
+        except LocalError as err:
+            self._fails(err.message)
+        else:
+            if patience.cancelled_caught:
+                self._fails("no answer in time")
 
     async def run(self) -> None:
         """Write what is announced and remove what is over, for ever."""
@@ -111,7 +123,6 @@ class PostgresAnnounces:
             await self._wake.wait()
             batch, self._batch, self._wake = self._batch, _Batch(), trio.Event()
             try:
-                await self.desk.named.learn(batch.asked)
                 await self._exchange(batch)
             except LocalError as err:
                 self._fails(err.message)
@@ -134,7 +145,6 @@ class PostgresAnnounces:
         board = self.desk.board
         left = {peer_id: row for peer_id, row in batch.rows.items() if board.get(peer_id) is not None}
         self._batch.rows = {**left, **self._batch.rows}
-        self._batch.asked |= batch.asked
         if self._batch.rows:
             self._wake.set()
 

@@ -59,6 +59,7 @@ from tracker.named import Named
 from tracker.peer_endpoints import TrackerPeerApi
 from tracker.push_api import RegistryApi
 from tracker.settings import TrackerSettings, read_secret
+from tracker.signed import SignedRecords
 from tracker.storage import open_objects
 from tracker.sweeper import Pace as SweepPace
 from tracker.sweeper import Sweeper
@@ -172,6 +173,7 @@ def _assemble(
             Blobs(catalog, objects),
             slots,
             bulletin,
+            SignedRecords(lambda: keyring.signer),
             named=named,
             announces=announces,
             pulled=sweeper.pulls.count,

@@ -1,22 +1,43 @@
-"""Which digests the claim of some manifest names, remembered: a node asks once a piece, a crowd in the same second."""
+"""Who may be told of which digests, remembered: a node asks once a piece, a crowd in the same second.
+
+A digest counts for a caller if the claim of some manifest names it, in a repository that the caller may pull. What is
+private to others is the same as what nobody has heard of.
+"""
 
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Iterable
-from typing import Final
+from collections.abc import Iterable, Sequence
+from typing import Final, NamedTuple, Protocol
 
 import trio
 
 from p2pregistry.digest import Digest
 from p2pregistry.errors import NotFound
-from tracker.catalog.base import Catalog
+from p2pregistry.trust.records import Caller
+from tracker.catalog.base import Naming
 
 #: How many digests are remembered, and for how many seconds.
 _SIZE: Final = 16384
 _AGE: Final = 30.0
-#: That a digest is not named is remembered more shortly: its manifest may be on its way.
+#: That a digest is not named, or not publicly, is remembered more shortly: its manifest may be on its way.
 _NOT_AGE: Final = 3.0
+_UNNAMED: Final = Naming(False)
+
+
+class Catalog(Protocol):
+    """What is needed of it."""
+
+    async def naming(self, digests: Sequence[Digest]) -> dict[Digest, Naming]:
+        """Of those digests that some manifest's claim names."""
+
+
+class _Known(NamedTuple):
+    naming: Naming
+    until: float
+
+
+_NEVER: Final = _Known(_UNNAMED, 0.0)
 
 
 class Named:
@@ -24,37 +45,47 @@ class Named:
 
     def __init__(self, catalog: Catalog) -> None:
         self._catalog = catalog
-        self._known: OrderedDict[Digest, tuple[bool, float]] = OrderedDict()
+        self._known: OrderedDict[Digest, _Known] = OrderedDict()
+        #: Set when the question that is under way has been answered, or has failed.
+        self._asking: trio.Event | None = None
 
     def unknown(self, digests: Iterable[Digest]) -> list[Digest]:
         """Those of which nothing is known, or nothing that is young enough."""
         now = trio.current_time()
-        return [digest for digest in digests if self._known.get(digest, (False, 0.0))[1] <= now]
+        return [digest for digest in digests if self._known.get(digest, _NEVER).until <= now]
 
-    def known(self, digest: Digest) -> bool:
-        """Whether it was named when the catalog was asked last; False where it never was."""
-        return self._known.get(digest, (False, 0.0))[0]
+    def known(self, digest: Digest, caller: Caller) -> bool:
+        """Whether the caller may be told of it, as of when the catalog was asked last; False where it never was."""
+        naming = self._known.get(digest, _NEVER).naming
+        return naming.public or any(caller.may_pull(repository, private=True) for repository in naming.private)
 
     async def learn(self, digests: Iterable[Digest]) -> None:
         """Ask the catalog about those that are unknown, in one question. Raises LocalError."""
-        asked = self.unknown(digests)
-        if not asked:
+        while asked := self.unknown(digests):
+            if self._asking is not None:  # a crowd asks about the same ones: after this answer most are known
+                await self._asking.wait()
+                continue
+            answered = self._asking = trio.Event()
+            try:
+                self._learnt(asked, await self._catalog.naming(asked))
+            finally:
+                self._asking = None
+                answered.set()
             return
-        named = await self._catalog.named(asked)
+
+    def _learnt(self, asked: Iterable[Digest], found: dict[Digest, Naming]) -> None:
         now = trio.current_time()
         for digest in asked:
-            is_named = digest in named
-            self._known[digest] = (is_named, now + (_AGE if is_named else _NOT_AGE))
+            self._known[digest] = _Known(found.get(digest, _UNNAMED), now + (_AGE if digest in found else _NOT_AGE))
             self._known.move_to_end(digest)
         while len(self._known) > _SIZE:
             self._known.popitem(last=False)
 
-    async def check(self, digest: Digest) -> None:
-        """Raises NotFound (BLOB_UNKNOWN) unless a claim names it, LocalError."""
-        named, until = self._known.get(digest, (False, 0.0))
-        if named and until > trio.current_time():
+    async def check(self, digest: Digest, caller: Caller) -> None:
+        """Raises NotFound (BLOB_UNKNOWN) unless the caller may be told of it, LocalError."""
+        if self._known.get(digest, _NEVER).until > trio.current_time() and self.known(digest, caller):
             return
         self._known.pop(digest, None)  # a manifest that names it may have come a moment ago
         await self.learn([digest])
-        if not self.known(digest):
+        if not self.known(digest, caller):
             raise NotFound("BLOB_UNKNOWN", "there is no such blob here")

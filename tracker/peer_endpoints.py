@@ -1,7 +1,8 @@
 """What the tracker serves to nodes: the peer API, and what only the tracker knows.
 
-Blobs are served only if the claim of some manifest names them: bytes of an upload that no manifest refers to yet belong
-to nobody. All of it is public content; who may pull what is not decided here yet.
+Everything here is decided with ``Request.caller``. A blob is served only if the claim of some manifest names it, in a
+repository that the caller may pull: bytes of an upload that no manifest refers to yet belong to nobody, and a digest
+proves nothing. Whatever a caller may not pull is answered as if it did not exist.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from p2pregistry.content.car import write_table
 from p2pregistry.content.unixfs import PIECE_SIZE, piece_count
 from p2pregistry.digest import Digest
 from p2pregistry.errors import NotFound, RequestError
-from p2pregistry.messages import MAX_ANNOUNCE, read_announce, unpack
+from p2pregistry.messages import MAX_ANNOUNCE, MAX_NAMES, read_announce, unpack
 from p2pregistry.observe import count_served
 from p2pregistry.oci.media import CAR, OCTET_STREAM
 from p2pregistry.oci.ranges import content_range
@@ -35,6 +36,7 @@ from tracker.board import Pace
 from tracker.catalog.base import Catalog
 from tracker.handout import Handout
 from tracker.named import Named
+from tracker.signed import SignedRecords, read_names
 
 _PREFIX: Final = "/p2p/v1/"
 _JSON: Final[tuple[str, str]] = ("Content-Type", "application/json")
@@ -72,6 +74,7 @@ class TrackerPeerApi:
         blobs: Blobs,
         slots: Slots,
         swarm: Callable[[], Swarm],
+        signed: SignedRecords,
         *,
         named: Named | None = None,
         announces: Announces | None = None,
@@ -81,6 +84,7 @@ class TrackerPeerApi:
         self._blobs = blobs
         self._slots = slots
         self._swarm = swarm
+        self._signed = signed
         self._named = Named(catalog) if named is None else named
         randrange = random.Random().randrange  # noqa: S311 - chance, not secrets
         self._announces = announces or MemoryAnnounces(self._named, pace=Pace(), randrange=randrange)
@@ -99,6 +103,9 @@ class TrackerPeerApi:
             case ["blobs", digest, "next"]:
                 _check_method(request, "POST")
                 return await self._next(request, Digest.parse(digest))
+            case ["repositories"]:
+                _check_method(request, "POST")
+                return await self._records(request)
         _check_method(request, "GET", "HEAD")
         # from the right: a repository may have any depth and parts of any name
         match parts:
@@ -107,23 +114,25 @@ class TrackerPeerApi:
             case ["blobs", digest]:
                 return await self._blob(request, Digest.parse(digest))
             case ["blobs", digest, "table"]:
-                return await self._table(Digest.parse(digest))
+                return await self._table(request, Digest.parse(digest))
             case ["manifests", digest]:
-                return await self._manifest(Digest.parse(digest))
+                return await self._manifest(request, Digest.parse(digest))
             case ["repositories", *name, "blobs", digest, "claims"] if name:
-                return await self._claims(check_name("/".join(name)), Digest.parse(digest))
+                return await self._claims(request, check_name("/".join(name)), Digest.parse(digest))
             case ["repositories", *name, "manifests", reference] if name:
-                return await self._resolve(check_name("/".join(name)), reference)
+                return await self._resolve(request, check_name("/".join(name)), reference)
             case ["repositories", *name, "tags"] if name:
-                return await self._tags(check_name("/".join(name)), request)
+                return await self._tags(request, check_name("/".join(name)))
         raise NotFound("NAME_UNKNOWN", "the peer API does not have this endpoint")
 
     async def _announce(self, request: Request) -> Response:
         announce = read_announce(await request.body.read(MAX_ANNOUNCE))
-        return _json((await self._announces.announce(announce)).encode())
+        if request.caller.peer_id not in ("", announce.peer_id):
+            raise RequestError("DENIED", "a node announces itself and no other")
+        return _json((await self._announces.announce(announce, request.caller)).encode())
 
     async def _blob(self, request: Request, digest: Digest) -> Response:
-        await self._named.check(digest)
+        await self._named.check(digest, request.caller)
         blob = await self._blobs.open(digest)
         try:
             return await send_blob(request, blob, self._slots, count_served("peer"))
@@ -132,7 +141,7 @@ class TrackerPeerApi:
             raise
 
     async def _next(self, request: Request, digest: Digest) -> Response:
-        await self._named.check(digest)
+        await self._named.check(digest, request.caller)
         blob = await self._blobs.open(digest)
         try:
             if blob.size == 0:
@@ -164,55 +173,83 @@ class TrackerPeerApi:
         headers = [("Content-Type", OCTET_STREAM), ("Content-Range", content_range(offset, handed.length, blob.size))]
         return Response(206, headers, BlobSlice(blob, offset, handed.length, sent=sent))
 
-    async def _table(self, digest: Digest) -> Response:
+    async def _table(self, request: Request, digest: Digest) -> Response:
+        await self._named.check(digest, request.caller)
         info = await self._catalog.metainfo(digest)
         if info is None:
-            raise _no_blob()
+            raise NotFound("BLOB_UNKNOWN", "there is no such blob here")
         # rebuilding the tree of a large blob is work of some ten milliseconds
         body = await trio.to_thread.run_sync(lambda: write_table(info.root, info.dag().blocks))
         return Response(200, [("Content-Type", CAR)], body)
 
-    async def _manifest(self, digest: Digest) -> Response:
-        records = await self._catalog.manifest_anywhere(digest)
-        if not records:
+    async def _manifest(self, request: Request, digest: Digest) -> Response:
+        places = await self._catalog.manifest_anywhere(digest, request.caller.may_pull)
+        if not places:
             raise NotFound("MANIFEST_UNKNOWN", "there is no such manifest here")
-        first = records[0]
-        return manifest_answer(first.media_type, first.body, [("", record.claim) for record in records])
+        first = places[0].manifest
+        said = [
+            (at.repository, at.manifest.claim, self._signed.repository(at.repository, at.standing)) for at in places
+        ]
+        return manifest_answer(first.media_type, first.body, said)
 
-    async def _resolve(self, repository: str, reference: str) -> Response:
-        record = await self._catalog.manifest(repository, parse_reference(reference))
-        if record is None:
+    async def _resolve(self, request: Request, repository: str, reference: str) -> Response:
+        parsed = parse_reference(reference)
+        found = await self._catalog.resolve(repository, parsed)
+        if found is None or not request.caller.may_pull(repository, found.standing.private):
             raise NotFound("MANIFEST_UNKNOWN", "this repository has no such manifest")
-        self._pulled(repository, None if ":" in reference else reference, record.digest, True)
+        record = found.manifest
+        tag = parsed if isinstance(parsed, str) else None
+        self._pulled(repository, tag, record.digest, True)
         document = {
             "digest": str(record.digest),
             "media_type": record.media_type,
             "manifest": base64.b64encode(record.body).decode("ascii"),
             "claims": [{"repository": repository, "claim": record.claim}],
+            "repository": self._signed.repository(repository, found.standing),
         }
+        if tag is not None and found.tag is not None:
+            document["tag"] = self._signed.tag(repository, tag, record.digest, found.tag)
         return _json(msgspec.json.encode(document))
 
-    async def _tags(self, repository: str, request: Request) -> Response:
+    async def _tags(self, request: Request, repository: str) -> Response:
         asked, last = request.param("n"), request.param("last") or ""
         if asked is not None and not (asked.isascii() and asked.isdigit() and len(asked) <= 9):
             raise RequestError("UNSUPPORTED", "n is a number of tags", status=400)
         limit = _TAGS if asked is None else min(int(asked), _TAGS)
         if last:
             check_tag(last)
+        record = await self._record(request, repository)
+        if record is None:
+            raise NotFound("NAME_UNKNOWN", "there is no such repository")
         tags = await self._catalog.tags(repository, after=last, limit=max(1, limit))
-        return _json(msgspec.json.encode({"tags": tags[:limit]}))
+        return _json(msgspec.json.encode({"tags": tags[:limit], "repository": record}))
 
-    async def _claims(self, repository: str, digest: Digest) -> Response:
-        return _json(msgspec.json.encode({"claims": await self._catalog.claims_for_blob(repository, digest)}))
+    async def _claims(self, request: Request, repository: str, digest: Digest) -> Response:
+        record = await self._record(request, repository)
+        claims = [] if record is None else await self._catalog.claims_for_blob(repository, digest)
+        if not claims:
+            raise NotFound("BLOB_UNKNOWN", "there is no such blob here")
+        return _json(msgspec.json.encode({"claims": claims, "repository": record}))
+
+    async def _records(self, request: Request) -> Response:
+        """The records of those of many repositories that the caller may pull."""
+        names = read_names(await request.body.read(MAX_NAMES))
+        standings = await self._catalog.standings(names)
+        may = request.caller.may_pull
+        records = [self._signed.repository(name, at) for name, at in standings.items() if may(name, at.private)]
+        return _json(msgspec.json.encode({"records": records}))
+
+    async def _record(self, request: Request, repository: str) -> str | None:
+        """The record of one repository, None if it does not exist for the caller."""
+        standing = (await self._catalog.standings([repository])).get(repository)
+        if standing is None or not request.caller.may_pull(repository, standing.private):
+            return None
+        return self._signed.repository(repository, standing)
 
 
 def _check_method(request: Request, *allowed: str) -> None:
     if request.method not in allowed:
         raise RequestError("UNSUPPORTED", "not with this method", headers={"Allow": ", ".join(allowed)})
-
-
-def _no_blob() -> NotFound:
-    return NotFound("BLOB_UNKNOWN", "there is no such blob here")
 
 
 def _json(body: bytes) -> Response:

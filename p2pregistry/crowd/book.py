@@ -173,6 +173,11 @@ class Book:
                 found[peer_id] = found.get(peer_id, True) and have is None
         return found
 
+    def concerns(self, digest: Digest, peer_id: str) -> bool:
+        """Whether this peer is known to want the blob or to have some of it."""
+        topic = self.topics.get(digest)
+        return topic is not None and (peer_id in topic.wanting or peer_id in topic.have)
+
     # -- what they have -----------------------------------------------------------------------------------------
 
     def wants(self, digest: Digest, peer_id: str) -> None:

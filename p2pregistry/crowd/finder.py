@@ -2,11 +2,14 @@
 
 The book (``book.py``) keeps what is known; this driver feeds it from three sides and tells flights what is new. A peer
 is asked for bytes as soon as anybody says that it holds the blob, or its have-stream shows a piece of it.
+
+That this node wants a private blob is told to the tracker, and to peers of which somebody who knows says that they have
+to do with that blob.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -49,7 +52,7 @@ class _Stream:
 
 
 class CrowdFinder:
-    """See the module. Run ``serve`` in a nursery first."""
+    """See the module. Run ``serve`` in a nursery first. ``public``: whether anybody may have a blob."""
 
     def __init__(
         self,
@@ -61,7 +64,9 @@ class CrowdFinder:
         limit: int,
         speaker: Speaker | None = None,
         plain: bool = True,
+        public: Callable[[Digest], bool] = lambda _digest: True,
     ) -> None:
+        self._public = public
         self._me, self._router, self._tracker, self._limit = me, router, tracker, limit
         self._book = Book(me.peer_id, randrange)
         self._announcer = Announcer(me, tracker, self._book.wanted, self._heard, randrange)
@@ -223,6 +228,7 @@ class CrowdFinder:
             for digest in (about[at] for at in seen.want if at < len(about)):
                 self._book.wants(digest, peer.peer_id)
                 self._tell_crowd(digest)
+            self._widen([peer.peer_id])
         self._watch_more()
 
     def _found(self, digest: Digest, peer: Peer) -> None:
@@ -234,6 +240,7 @@ class CrowdFinder:
             self._book.topic(digest, now)
         self._book.holds(digest, peer.peer_id)
         self._tell(digest, peer.peer_id)
+        self._widen([peer.peer_id])
         self._watch_more()
 
     def _lost(self, peer_id: str, *, parts_only: bool = False) -> None:
@@ -283,11 +290,20 @@ class CrowdFinder:
 
     def _new_topics(self) -> None:
         self._announcer.want()
-        about = set(self._book.wanted()[-MOST_TOPICS:])
-        for stream in self._streams.values():
-            if not about <= set(stream.about):
-                stream.scope.cancel()  # it is opened again, about all of them
+        self._widen(self._streams)
         self._watch_more()
+
+    def _about(self, peer_id: str) -> tuple[Digest, ...]:
+        """What a peer is asked about."""
+        wanted = self._book.wanted()[-MOST_TOPICS:]
+        return tuple(digest for digest in wanted if self._public(digest) or self._book.concerns(digest, peer_id))
+
+    def _widen(self, peer_ids: Iterable[str]) -> None:
+        """Open those of these streams again that should be about more."""
+        for peer_id in peer_ids:
+            stream = self._streams.get(peer_id)
+            if stream is not None and not set(self._about(peer_id)) <= set(stream.about):
+                stream.scope.cancel()
 
     def _watch_more(self) -> None:
         if self._nursery is None:
@@ -309,7 +325,9 @@ class CrowdFinder:
         """One peer's stream, opened again whenever there are more topics, until it is of no use or breaks."""
         try:
             while self._book.watchable(peer_id):
-                about = tuple(self._book.wanted()[-MOST_TOPICS:])
+                about = self._about(peer_id)
+                if not about:
+                    return
                 with trio.CancelScope() as scope:
                     self._streams[peer_id] = _Stream(about, scope)
                     await self._read(peer_id, source, about)

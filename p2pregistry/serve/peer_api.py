@@ -1,17 +1,21 @@
-"""The peer API: what a node serves to other nodes. A request that came from a peer never makes this node fetch."""
+"""The peer API: what a node serves to other nodes. A request that came from a peer never makes this node fetch.
+
+Each answer is decided with ``Request.caller``: what it may not pull is answered as if it were not here.
+"""
 
 from __future__ import annotations
 
 import base64
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Final, Protocol
 
 import msgspec
 import trio
 
 from p2pregistry.content.car import write_table
-from p2pregistry.content.metainfo import BlobRef, Metainfo
+from p2pregistry.content.metainfo import Metainfo
 from p2pregistry.content.unixfs import PIECE_SIZE
 from p2pregistry.digest import Digest
 from p2pregistry.errors import NotFound, RequestError
@@ -24,6 +28,7 @@ from p2pregistry.serve.have_stream import HaveStream
 from p2pregistry.serve.http import BlobSlice, Request, Response, Stream
 from p2pregistry.store.base import Blob
 from p2pregistry.store.records import StoredManifest
+from p2pregistry.visible import Visible
 
 #: Nodes that are told at a time of the pieces that are here.
 MAX_STREAMS: Final = 64
@@ -88,10 +93,8 @@ class _Turn:
 class Holdings(Protocol):
     """What this node has, for whoever asks."""
 
-    def ref(self, digest: Digest) -> BlobRef | None: ...
     def metainfo(self, digest: Digest) -> Metainfo | None: ...
     def manifest(self, digest: Digest) -> StoredManifest | None: ...
-    def manifest_claims(self, digest: Digest) -> list[tuple[str, str]]: ...
 
 
 class Held(Protocol):
@@ -107,6 +110,7 @@ class PeerApi:
         holdings: Holdings,
         held: Held,
         slots: Slots,
+        visible: Visible,
         *,
         served: Callable[[int], None],
         haves: Haves | None = None,
@@ -114,6 +118,7 @@ class PeerApi:
         pace: Callable[[str], Pace | None] = lambda _zone: None,
     ) -> None:
         self._holdings, self._held, self._slots, self._served = holdings, held, slots, served
+        self._visible = visible
         self._haves = Haves() if haves is None else haves
         self._watching, self._pace = watching, pace
 
@@ -129,15 +134,13 @@ class PeerApi:
             case ["", "p2p", "v1", "blobs", digest]:
                 return await self._blob(request, Digest.parse(digest))
             case ["", "p2p", "v1", "blobs", digest, "table"]:
-                return self._table(Digest.parse(digest))
+                return self._table(request, Digest.parse(digest))
             case ["", "p2p", "v1", "manifests", digest]:
-                return self._manifest(Digest.parse(digest))
+                return self._manifest(request, Digest.parse(digest))
         raise NotFound("NAME_UNKNOWN", "the peer API does not have this endpoint")
 
     async def _blob(self, request: Request, digest: Digest) -> Response:
-        # served only if a claim names it: bytes without a repository belong to nobody
-        if self._holdings.ref(digest) is None:
-            raise NotFound("BLOB_UNKNOWN", "not here")
+        self._check(request, digest)
         blob = await self._open(request, digest)
         try:
             pace = self._pace((request.header("p2p-zone") or "")[:MAX_ZONE])
@@ -145,6 +148,11 @@ class PeerApi:
         except BaseException:
             blob.close()
             raise
+
+    def _check(self, request: Request, digest: Digest) -> None:
+        """Raises NotFound (BLOB_UNKNOWN) unless the blob may go to the caller."""
+        if not self._visible.may_have(request.caller, digest):
+            raise NotFound("BLOB_UNKNOWN", "not here")
 
     async def _open(self, request: Request, digest: Digest) -> Blob:
         """The blob, or as much of an unfinished one as was asked for."""
@@ -163,35 +171,44 @@ class PeerApi:
         raise NotFound("BLOB_UNKNOWN", "not here")
 
     async def _have(self, request: Request) -> Response:
-        watch = read_watch(await request.body.read(MAX_WATCH))
+        caller, watch = request.caller, read_watch(await request.body.read(MAX_WATCH))
+        if caller.peer_id not in ("", watch.peer_id):
+            raise RequestError("DENIED", "a node asks for itself and for no other")
         if self._haves.watchers >= MAX_STREAMS:
             raise RequestError(
                 "TOOMANYREQUESTS", "too many nodes are told of pieces here already", headers={"Retry-After": "10"}
             )
-        self._watching(watch)
-        stream = HaveStream(self._haves.watch(watch))
+
+        def may(digest: Digest) -> bool:
+            return self._visible.may_have(caller, digest)
+
+        # what it may not have it cannot be a source of, and that this node has to do with it is not for it to know
+        self._watching(replace(watch, want=tuple(filter(may, watch.want))))
+        stream = HaveStream(self._haves.watch(watch, may))
         return Response(200, [("Content-Type", NEWS)], Stream(stream, None, endless=True))
 
-    def _table(self, digest: Digest) -> Response:
+    def _table(self, request: Request, digest: Digest) -> Response:
+        self._check(request, digest)
         info = self._holdings.metainfo(digest)
         if info is None:
             raise NotFound("BLOB_UNKNOWN", "not here")
         return Response(200, [("Content-Type", CAR)], write_table(info.root, info.dag().blocks))
 
-    def _manifest(self, digest: Digest) -> Response:
+    def _manifest(self, request: Request, digest: Digest) -> Response:
         manifest = self._holdings.manifest(digest)
-        claims = self._holdings.manifest_claims(digest)
+        claims = self._visible.claims(request.caller, digest)
         if manifest is None or not claims:
             raise NotFound("MANIFEST_UNKNOWN", "not here")
         return manifest_answer(manifest.media_type, manifest.body, claims)
 
 
-def manifest_answer(media_type: str, body: bytes, claims: list[tuple[str, str]]) -> Response:
-    """A manifest with its claims (repository, token) as JSON."""
+def manifest_answer(media_type: str, body: bytes, claims: Sequence[tuple[str, str, str]]) -> Response:
+    """A manifest as JSON with, of each repository that has it: its name, the claim and the repository's record ("":
+    none is known)."""
     document = {
         "media_type": media_type,
         "manifest": base64.b64encode(body).decode("ascii"),
-        "claims": [{"repository": repository, "claim": claim} for repository, claim in claims],
+        "claims": [{"repository": name, "claim": claim, "record": record} for name, claim, record in claims],
     }
     return Response(200, [("Content-Type", "application/json")], msgspec.json.encode(document))
 

@@ -2,6 +2,9 @@
 
 Nothing here needs a client to be patient: a miss is a prompt 404 or 503, and a 200 goes out only when there are bytes
 to send, because podman and skopeo give up at the first body that is cut short.
+
+Who can connect may pull what the node may, unless clients have to show tokens (``client_auth``). A Host header that is
+not ours is refused (``hosts``).
 """
 
 from __future__ import annotations
@@ -19,11 +22,14 @@ from p2pregistry.flights import Flights
 from p2pregistry.oci.media import OCTET_STREAM
 from p2pregistry.oci.ranges import Multipart, content_range, parse_ranges
 from p2pregistry.oci.reference import Route, check_tag, parse_path, parse_reference
-from p2pregistry.resolve import Found, Resolver
+from p2pregistry.resolve import Found, Resolver, no_blob, no_manifest, no_repository
+from p2pregistry.serve.client_auth import ClientAuth
+from p2pregistry.serve.hosts import Hosts
 from p2pregistry.serve.http import BlobSlice, Request, Response, Stream
 from p2pregistry.serve.multipart import HeldParts, MultipartBody, PartSource
 from p2pregistry.store.base import Blob
 from p2pregistry.store.records import StoredManifest
+from p2pregistry.visible import Visible
 
 _VERSION = ("Docker-Distribution-Api-Version", "registry/2.0")
 #: Tags in one answer where the client names no number, and the most it may name.
@@ -33,10 +39,13 @@ READY = 1024
 
 
 class _Ready(NamedTuple):
-    """The answer to a manifest request, good from ``since`` to ``until`` (unix seconds)."""
+    """The answer to a manifest request, good from ``since`` to ``until`` (unix seconds), as long as nothing ``changes``
+    of who may pull what."""
 
     since: float
     until: float
+    changes: int
+    repository: str
     headers: list[tuple[str, str]]
     body: bytes
 
@@ -51,28 +60,35 @@ class Held(Protocol):
 
 class PullApi:
     """The handler. ``names`` gives the registry names that ``?ns=`` is answered for; ``clock`` gives unix seconds,
-    the same as the resolver's: while a tag is fresh its answer is kept ready."""
+    the same as the resolver's: while a tag is fresh its answer is kept ready. ``auth``: what clients have to show."""
 
     def __init__(
         self,
         resolver: Resolver,
+        visible: Visible,
         held: Held,
         flights: Flights,
         *,
+        hosts: Hosts,
+        auth: ClientAuth | None = None,
         names: Callable[[], frozenset[str]],
         served: Callable[[int], None],
         clock: Callable[[], float],
         interest: Callable[[StoredManifest], None] = lambda _manifest: None,
     ) -> None:
         self._interest = interest
+        self._visible, self._hosts, self._auth = visible, hosts, auth
         self._resolver, self._held, self._flights = resolver, held, flights
         self._names, self._served, self._clock = names, served, clock
         self._ready: dict[str, _Ready] = {}
 
     async def __call__(self, request: Request) -> Response:
+        self._hosts.check(request)
         ready = self._ready.get(request.target)
         if ready is not None and request.method in ("GET", "HEAD"):
-            if ready.since <= self._clock() < ready.until:
+            if ready.since <= self._clock() < ready.until and ready.changes == self._visible.changes:
+                if self._auth is not None:
+                    self._auth.check(request, ready.repository)
                 return Response(200, ready.headers.copy(), ready.body)
             del self._ready[request.target]
         response = await self._answer(request)
@@ -89,10 +105,28 @@ class PullApi:
         namespace = request.param("ns")
         if namespace is not None and namespace not in self._names():
             raise NotFound("NAME_UNKNOWN", "this node does not serve that registry", detail={"ns": namespace[:255]})
-        response = await self._route(request, parse_path(request.path))
+        route = parse_path(request.path)
+        if self._auth is not None:
+            await self._admit(self._auth, request, route, mirror=namespace is not None)
+        response = await self._route(request, route)
         if namespace is not None:
             response.headers.append(("OCI-Namespace", namespace))
         return response
+
+    async def _admit(self, auth: ClientAuth, request: Request, route: Route, *, mirror: bool) -> None:
+        """Raises RequestError unless the client shows what it must.
+
+        A client that uses this node as a mirror takes 401 for the end, but goes on to the registry itself after 404: so
+        without a token for it what is private does not exist for such a client, and what is public it may have.
+        """
+        if not mirror:
+            auth.check(request, route.repository or None)
+        elif (
+            route.repository
+            and not auth.allows(request, route.repository)
+            and not await self._resolver.public(route.repository)
+        ):
+            raise _unknown(route)
 
     async def _route(self, request: Request, route: Route) -> Response:
         match route.kind:
@@ -110,7 +144,7 @@ class PullApi:
                 raise NotFound("NAME_UNKNOWN", "a node does not have this endpoint; ask the tracker")
 
     async def _manifest(self, request: Request, route: Route) -> Response:
-        since = self._clock()
+        since, changes = self._clock(), self._visible.changes
         found = await self._resolver.manifest(route.repository, parse_reference(route.reference))
         headers = _manifest_headers(found)
         if request.method == "HEAD":
@@ -119,7 +153,10 @@ class PullApi:
         if since < found.until and "?" not in request.target:  # which names are answered for may change
             if len(self._ready) >= READY:
                 self._ready.clear()
-            self._ready[request.target] = _Ready(since, found.until, [*headers, _VERSION], found.manifest.body)
+            kept = [*headers, _VERSION]
+            self._ready[request.target] = _Ready(
+                since, found.until, changes, route.repository, kept, found.manifest.body
+            )
         return Response(200, headers, found.manifest.body)
 
     async def _blob(self, request: Request, repository: str, digest: Digest) -> Response:
@@ -177,6 +214,11 @@ class PullApi:
             target = f"/v2/{repository}/tags/list?n={limit}&last={quote(tags[limit - 1], safe='')}"
             headers.append(("Link", f'<{target}>; rel="next"'))
         return Response(200, headers, msgspec.json.encode({"name": repository, "tags": tags[:limit]}))
+
+
+def _unknown(route: Route) -> NotFound:
+    """As the resolver says it of what there is not."""
+    return {"manifest": no_manifest, "blob": no_blob}.get(route.kind, no_repository)()
 
 
 def _page(text: str | None) -> int:

@@ -35,17 +35,24 @@ JSON_ERRORS = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
 
 @dataclass(frozen=True, slots=True)
 class RemoteManifest:
-    """A manifest as another machine gave it: the bytes match ``digest``; the claims are still to be verified."""
+    """A manifest as another machine gave it: the bytes match ``digest``; all else is still to be verified.
+
+    ``records``: behind each claim the record of its repository, "" where none was given; ``repository`` and ``tag``:
+    the records of what was asked for, from the tracker alone."""
 
     digest: Digest
     media_type: str
     body: bytes
     claims: tuple[str, ...]
+    records: tuple[str, ...] = ()
+    repository: str = ""
+    tag: str = ""
 
 
 class _Claim(msgspec.Struct):
     claim: str
     repository: str = ""
+    record: str = ""
 
 
 class _Manifest(msgspec.Struct):
@@ -53,6 +60,8 @@ class _Manifest(msgspec.Struct):
     manifest: str
     claims: list[_Claim | str] = []
     digest: str | None = None
+    repository: str = ""
+    tag: str = ""
 
 
 def read_manifest(data: bytes, wanted: Digest | None) -> RemoteManifest:
@@ -69,8 +78,9 @@ def read_manifest(data: bytes, wanted: Digest | None) -> RemoteManifest:
     digest = wanted or Digest.of(body)
     if Digest.of(body, digest.algorithm) != digest:
         raise BadContent("a manifest does not match its digest")
-    claims = tuple(c if isinstance(c, str) else c.claim for c in raw.claims[:20])
-    return RemoteManifest(digest, raw.media_type, body, claims)
+    said = [_Claim(claim) if isinstance(claim, str) else claim for claim in raw.claims[:20]]
+    claims, records = tuple(one.claim for one in said), tuple(one.record for one in said)
+    return RemoteManifest(digest, raw.media_type, body, claims, records, raw.repository, raw.tag)
 
 
 class News:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Final
@@ -45,12 +45,22 @@ class Swarm(msgspec.Struct):
     token_url: str = ""
 
 
-class _Tags(msgspec.Struct):
+class Tags(msgspec.Struct):
+    """Tags, and the record of their repository."""
+
     tags: list[str]
+    repository: str = ""
 
 
-class _Claims(msgspec.Struct):
+class Claims(msgspec.Struct):
+    """Claims of a repository, and its record."""
+
     claims: list[str]
+    repository: str = ""
+
+
+class _Records(msgspec.Struct):
+    records: list[str]
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,42 +151,57 @@ class TrackerSource(PeerSource):
             raise NotFound("MANIFEST_UNKNOWN", "the manifest is not known to the tracker") from err
         return read_manifest(data, reference if isinstance(reference, Digest) else None)
 
-    async def tags(self, repository: str, after: str, limit: int) -> list[str]:
+    async def tags(self, repository: str, after: str, limit: int) -> Tags:
         """Tags greater than ``after`` in ASCII order. Raises NotFound (NAME_UNKNOWN)."""
         query = f"?n={limit}" + (f"&last={quote(after, safe='')}" if after else "")
         try:
             data = await self._ask(f"/p2p/v1/repositories/{repository}/tags{query}")
-            return msgspec.json.decode(data, type=_Tags).tags
+            return msgspec.json.decode(data, type=Tags)
         except NotFound as err:
             raise NotFound("NAME_UNKNOWN", "the repository is not known to the tracker") from err
         except JSON_ERRORS as err:
             raise BadContent("the tracker's list of tags cannot be read") from err
 
-    async def blob_claims(self, repository: str, digest: Digest) -> list[str]:
-        """Claims of this repository that name the blob. Raises NotFound or RemoteError."""
+    async def blob_claims(self, repository: str, digest: Digest) -> Claims:
+        """Claims of this repository that name the blob. Raises NotFound (BLOB_UNKNOWN) or RemoteError."""
         try:
             data = await self._ask(f"/p2p/v1/repositories/{repository}/blobs/{digest}/claims")
-            return msgspec.json.decode(data, type=_Claims).claims
+            return msgspec.json.decode(data, type=Claims)
+        except NotFound as err:
+            raise NotFound("BLOB_UNKNOWN", "the blob is not known to the tracker") from err
         except JSON_ERRORS as err:
             raise BadContent("the tracker's claims cannot be read") from err
 
+    async def records(self, repositories: Sequence[str]) -> list[str]:
+        """The records of those of these repositories (MOST_NAMES at most) that this node may pull. Raises RemoteError,
+        NotFound (an older tracker)."""
+        data = await self._post("/p2p/v1/repositories", msgspec.json.encode({"names": list(repositories)}), MAX_JSON)
+        try:
+            return msgspec.json.decode(data, type=_Records).records
+        except JSON_ERRORS as err:
+            raise BadContent("the tracker's records cannot be read") from err
+
     async def announce(self, announce: Announce) -> Announced:
         """Tell what this node wants and holds; who else does. Raises RemoteError, NotFound (it takes no announces)."""
+        data = await self._post("/p2p/v1/announce", announce.encode(), MAX_ANNOUNCED)
+        return read_announced(data, len(announce.want))
+
+    async def _post(self, target: str, body: bytes, limit: int) -> bytes:
         self._check_up()
         headers = self._headers | {"Content-Type": "application/json"}
         try:
             with trio.fail_after(self._timeout):
-                async with self.client.request("POST", "/p2p/v1/announce", headers, body=announce.encode()) as answer:
-                    data = await answer.read(MAX_ANNOUNCED)
+                async with self.client.request("POST", target, headers, body=body) as answer:
+                    data = await answer.read(limit)
         except trio.TooSlowError as err:
             self._down()
-            raise Unreachable("the tracker did not answer an announce in time") from err
+            raise Unreachable("the tracker did not answer in time") from err
         except Unreachable:
             self._down()
             raise
         if answer.status != 200:
             raise refusal(answer)
-        return read_announced(data, len(announce.want))
+        return data
 
     @asynccontextmanager
     async def next_piece(self, digest: Digest, wanted: bytes) -> AsyncIterator[Chosen]:

@@ -1,26 +1,43 @@
-"""Forgets what a key vouched for that the tracker has dropped: somebody else may have had it."""
+"""Forgets what a key vouched for that the tracker has dropped: somebody else may have had it.
+
+That is where a tag points, that a repository is public, and that it holds a blob. With a record goes its stamp, which
+may be one that no honest record would ever come after.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 
 import lmdb
 
 from p2pregistry.content.metainfo import BlobRef
 from p2pregistry.digest import ALGORITHMS
 from p2pregistry.store.index import Index
-from p2pregistry.store.records import CLAIMS, REFS, ClaimsRow, RefRow, digest_key, read_digest
+from p2pregistry.store.records import (
+    CLAIMS,
+    REFS,
+    REPOSITORIES,
+    TAGS,
+    ClaimsRow,
+    RefRow,
+    RepositoryRow,
+    TagRow,
+    digest_key,
+    read_digest,
+)
 from p2pregistry.trust.claims import read_unverified
 from p2pregistry.trust.keys import kid_of
 
 
 async def keep_only(index: Index, kids: Collection[str]) -> int:
-    """Drop every claim that none of these keys has signed, and what it said of blobs; how many. Bodies of manifests
-    and blobs stay: they are what their digests say. Raises LocalError."""
+    """Drop every record and claim that none of these keys has signed, and what claims said of blobs; how many. Bodies
+    of manifests and blobs stay: they are what their digests say. Raises LocalError."""
     claims, claimed = index.table("claims"), index.table("claimed")
+    tags, repositories = index.table("tags"), index.table("repos")
 
     def op(txn: lmdb.Transaction) -> int:
-        count = 0
+        count = _drop(txn, tags, lambda value: _bad(TAGS.decode(value), kids))
+        count += _drop(txn, repositories, lambda value: _bad(REPOSITORIES.decode(value), kids))
         touched: set[bytes] = set()
         good: list[tuple[bytes, list[str]]] = []
         with txn.cursor(db=claims) as cursor:
@@ -47,6 +64,19 @@ async def keep_only(index: Index, kids: Collection[str]) -> int:
         return count
 
     return await index.write(op)
+
+
+def _bad(row: TagRow | RepositoryRow | None, kids: Collection[str]) -> bool:
+    """A tag that was kept before tags were signed has no token, and is as good as the claim of its manifest."""
+    return row is not None and bool(row.token) and kid_of(row.token) not in kids
+
+
+def _drop(txn: lmdb.Transaction, table: lmdb._Database, bad: Callable[[bytes], bool]) -> int:
+    with txn.cursor(db=table) as cursor:
+        keys = [bytes(key) for key, value in cursor if bad(bytes(value))]
+    for key in keys:
+        txn.delete(key, db=table)
+    return len(keys)
 
 
 def _owner(key: bytes) -> bytes:

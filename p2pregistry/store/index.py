@@ -7,7 +7,8 @@ It is a cache. Records of an unknown version read as absent, a damaged environme
 blobs come back from their files, see ``recover``). The exception is ``put_meta``: what it takes is kept in a file of
 its own beside the environment (``kept``), unless the caller says that it can be made again.
 
-    tags       repository NUL tag            -> digest, seen
+    tags       repository NUL tag            -> digest, seen, stamp, signed record
+    repos      repository                    -> private, stamp, signed record, hidden
     manifests  digest                        -> media type, body
     claims     digest repository             -> claims, newest first
     claimed    digest repository             -> size, root CID
@@ -36,6 +37,7 @@ from p2pregistry.store.records import (
     MANIFESTS,
     METAINFO,
     REFS,
+    REPOSITORIES,
     TAGS,
     BlobEntry,
     BlobRow,
@@ -43,20 +45,24 @@ from p2pregistry.store.records import (
     ManifestRow,
     MetainfoRow,
     RefRow,
+    RepositoryRecord,
+    RepositoryRow,
     StoredManifest,
     TagRecord,
     TagRow,
     digest_key,
     meta_key,
     read_digest,
+    read_tag,
     repository_key,
     tag_key,
 )
 from p2pregistry.store.writer import Writer
+from p2pregistry.trust.records import Stamp
 
-__all__ = ["BlobEntry", "Index", "StoredManifest", "TagRecord", "open_index"]
+__all__ = ["BlobEntry", "Index", "RepositoryRecord", "StoredManifest", "TagRecord", "open_index"]
 
-_TABLES = ("tags", "manifests", "claims", "claimed", "metainfo", "blobs", "meta")
+_TABLES = ("tags", "repos", "manifests", "claims", "claimed", "metainfo", "blobs", "meta")
 #: Seconds until a last use reaches the disk when nothing else is written.
 TOUCH_DELAY = 5.0
 #: Claims kept for one manifest in one repository: a new one is signed when a key is revoked.
@@ -68,7 +74,10 @@ _T = TypeVar("_T")
 
 
 class Index:
-    """See the module. Made by ``open_index``; every read raises LocalError if the environment fails."""
+    """See the module. Made by ``open_index``; every read raises LocalError if the environment fails.
+
+    ``changes`` goes up with every write from which it may follow that somebody may pull more, or less, than before.
+    """
 
     def __init__(self, environment: Environment, kept_path: Path, kept: dict[str, bytes]) -> None:
         self._env = environment.env
@@ -77,6 +86,7 @@ class Index:
         self._kept_path = kept_path
         self._kept = kept
         self._kept_lock = trio.Lock()
+        self.changes = 0
         self._touched: dict[Digest, float] = {}
         self._writer = Writer(environment, self._take_touched, self._touches_kept)
         self._total = sum(size for _, size, _ in self.held())
@@ -111,13 +121,20 @@ class Index:
     def tag(self, repository: str, tag: str) -> TagRecord | None:
         """Where the tag pointed when last seen."""
         row = TAGS.decode(self._get("tags", tag_key(repository, tag)))
-        digest = read_digest(row.digest) if row is not None else None
-        return TagRecord(digest, row.seen) if row is not None and digest is not None else None
+        return read_tag(row) if row is not None else None
 
     def tags(self, repository: str) -> list[str]:
-        """The tags known of a repository, in order of their bytes."""
+        """The tags known of a repository that point somewhere, in order of their bytes."""
         prefix = repository_key(repository) + b"\0"
-        return [key[len(prefix) :].decode() for key, value in self._scan("tags", prefix) if TAGS.decode(value)]
+        rows = ((key, TAGS.decode(value)) for key, value in self._scan("tags", prefix))
+        return [key[len(prefix) :].decode() for key, row in rows if row is not None and row.digest]
+
+    def repository(self, repository: str) -> RepositoryRecord | None:
+        """Whether the repository is private."""
+        row = REPOSITORIES.decode(self._get("repos", repository_key(repository)))
+        if row is None:
+            return None
+        return RepositoryRecord(row.private, Stamp(row.epoch, row.number), row.token, row.hidden)
 
     def manifest(self, digest: Digest) -> StoredManifest | None:
         """The manifest of this digest, from whichever repository."""
@@ -151,6 +168,11 @@ class Index:
             if row is not None:
                 return BlobRef(digest, row.size, row.root)
         return None
+
+    def naming(self, digest: Digest) -> list[str]:
+        """The repositories of which a claim names the blob."""
+        prefix = digest_key(digest)
+        return [key[len(prefix) :].decode() for key, value in self._scan("claimed", prefix) if REFS.decode(value)]
 
     def metainfo(self, digest: Digest) -> Metainfo | None:
         """The piece table of the blob."""
@@ -189,7 +211,7 @@ class Index:
 
     async def write(self, op: Callable[[lmdb.Transaction], _T]) -> _T:
         """Run ``op`` in the writer's next transaction; see Writer.write. Tables are in ``table``."""
-        return await self._writer.write(op)
+        return await self._writer.write(op, self._changed)
 
     def table(self, name: str) -> lmdb._Database:
         """A sub-database, for ``write``."""
@@ -198,14 +220,20 @@ class Index:
     async def _put(self, table: str, key: bytes, value: bytes) -> None:
         await self._writer.write(lambda txn: txn.put(key, value, db=self._tables[table]))
 
-    async def put_tag(self, repository: str, tag: str, digest: Digest, seen: float) -> None:
-        """The tag points at ``digest``, as known at ``seen`` (unix seconds)."""
-        await self._put("tags", tag_key(repository, tag), TAGS.encode(TagRow(digest_key(digest), seen)))
+    async def put_tag(self, repository: str, tag: str, record: TagRecord) -> None:
+        """Where the tag points, or that it points nowhere."""
+        digest = digest_key(record.digest) if record.digest is not None else b""
+        row = TagRow(digest, record.seen, *record.stamp, record.token)
+        await self._put("tags", tag_key(repository, tag), TAGS.encode(row))
 
-    async def drop_tag(self, repository: str, tag: str) -> None:
-        """Forget the tag. One that is not there is no error."""
-        key = tag_key(repository, tag)
-        await self._writer.write(lambda txn: txn.delete(key, db=self._tables["tags"]))
+    async def put_repository(self, repository: str, record: RepositoryRecord) -> None:
+        """Whether the repository is private."""
+        row = RepositoryRow(record.private, *record.stamp, record.token, record.hidden)
+        key, value = repository_key(repository), REPOSITORIES.encode(row)
+        await self._writer.write(lambda txn: txn.put(key, value, db=self._tables["repos"]), self._changed)
+
+    def _changed(self, _done: object = None) -> None:
+        self.changes += 1
 
     async def put_manifest(
         self, repository: str, manifest: StoredManifest, claim: str | None, blobs: Sequence[BlobRef]
@@ -226,7 +254,7 @@ class Index:
             for name, ref in refs:
                 txn.put(name, ref, db=self._tables["claimed"])
 
-        await self._writer.write(op)
+        await self._writer.write(op, self._changed)
 
     async def put_metainfo(self, info: Metainfo) -> None:
         """Store a piece table that has been verified."""

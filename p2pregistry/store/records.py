@@ -1,7 +1,8 @@
 """What the index holds, and how it is written down.
 
 A stored record is one version byte and a msgpack array. A record of a version that this program does not know reads as
-absent: everything here can be fetched again. ``put_meta`` is the exception and does not pass through here.
+absent: everything here can be fetched again. Fields added at the end of an array, with defaults, need no new version:
+older programs pass over them. ``put_meta`` is the exception and does not pass through here.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from typing import Final, Generic, TypeVar
 import msgspec
 
 from p2pregistry.digest import ALGORITHMS, Digest
+from p2pregistry.trust.records import Stamp
 
 #: Version of every record written by this program.
 VERSION: Final = 1
@@ -24,12 +26,30 @@ MAX_TAG = 128
 MAX_META_KEY = 200
 
 
+#: Of a tag that was kept before tags were signed: older than any other.
+UNSIGNED: Final = Stamp(0, 0)
+
+
 @dataclass(frozen=True, slots=True)
 class TagRecord:
-    """Where a tag pointed, and when (unix seconds) that was last known to be true."""
+    """Where a tag pointed, and when (unix seconds) that was last known to be true; None: nowhere any more, of which
+    only the stamp is of interest. ``token``: the signed record."""
 
-    digest: Digest
+    digest: Digest | None
     seen: float
+    stamp: Stamp = UNSIGNED
+    token: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class RepositoryRecord:
+    """Whether a repository is private, as the signed record ``token`` says. ``hidden``: the tracker said later that
+    there is no such repository, or none for this node."""
+
+    private: bool
+    stamp: Stamp
+    token: str
+    hidden: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,8 +70,19 @@ class BlobEntry:
 
 
 class TagRow(msgspec.Struct, array_like=True, frozen=True, gc=False):
-    digest: bytes
+    digest: bytes  # empty: it is gone
     seen: float
+    epoch: int = 0
+    number: int = 0
+    token: str = ""
+
+
+class RepositoryRow(msgspec.Struct, array_like=True, frozen=True, gc=False):
+    private: bool
+    epoch: int
+    number: int
+    token: str
+    hidden: bool
 
 
 class ManifestRow(msgspec.Struct, array_like=True, frozen=True, gc=False):
@@ -103,6 +134,7 @@ class Codec(Generic[_R]):
 
 
 TAGS = Codec(TagRow)
+REPOSITORIES = Codec(RepositoryRow)
 MANIFESTS = Codec(ManifestRow)
 CLAIMS = Codec(ClaimsRow)
 BLOBS = Codec(BlobRow)
@@ -129,6 +161,11 @@ def repository_key(repository: str) -> bytes:
     if not 0 < len(key) <= MAX_REPOSITORY or 0 in key:
         raise ValueError("a repository name is 1 to 255 bytes without NUL")
     return key
+
+
+def read_tag(row: TagRow) -> TagRecord:
+    """What the row says. A digest that cannot be read is none."""
+    return TagRecord(read_digest(row.digest), row.seen, Stamp(row.epoch, row.number), row.token)
 
 
 def tag_key(repository: str, tag: str) -> bytes:

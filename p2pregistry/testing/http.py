@@ -171,7 +171,8 @@ async def request(
     base_url: str, method: str, target: str, headers: tuple[tuple[str, str], ...] = (), body: bytes | None = None
 ) -> Answer:
     """One request on a connection of its own, ``target`` sent as it is."""
-    lines = [f"{method} {target} HTTP/1.1", "Host: test", "Connection: close", *(f"{n}: {v}" for n, v in headers)]
+    sent = [("Host", urlsplit(base_url).netloc), ("Connection", "close"), *headers]
+    lines = [f"{method} {target} HTTP/1.1", *(f"{name}: {value}" for name, value in sent)]
     if body is not None:
         lines.append(f"Content-Length: {len(body)}")
     async with await raw_client(base_url) as client:

@@ -22,26 +22,34 @@ from p2pregistry.pull.commands import Limits
 from p2pregistry.resolve import Resolver
 from p2pregistry.routing.base import Peer
 from p2pregistry.routing.memory import MemoryNetwork
+from p2pregistry.serve.client_auth import ClientAuth
+from p2pregistry.serve.hosts import Hosts
 from p2pregistry.serve.http import Handler, Request, Response
 from p2pregistry.serve.peer_api import PeerApi, Slots
 from p2pregistry.serve.pull_api import PullApi
 from p2pregistry.sources.tracker import TrackerSource
 from p2pregistry.store.cache import Cache
 from p2pregistry.store.files import FileStore, open_files
+from p2pregistry.store.forget import keep_only
 from p2pregistry.store.index import Index, open_index
 from p2pregistry.testing.http import running
 from p2pregistry.testing.tracker_api import AUTHORIZATION, Registry, registry
 from p2pregistry.trust.claims import sign_manifest_claim
-from p2pregistry.trust.keys import TrackerKeys
+from p2pregistry.trust.keys import KeySet, TrackerKeys
+from p2pregistry.trust.records import ANYONE, Caller
 from p2pregistry.trusting import Trust
+from p2pregistry.visible import Visible
 from tracker.announces import MemoryAnnounces
 from tracker.blobs import Blobs
 from tracker.board import Pace
 from tracker.named import Named
 from tracker.peer_endpoints import Swarm, TrackerPeerApi
+from tracker.signed import SignedRecords
 
 __all__ = ["AUTHORIZATION", "NAME", "QUICK", "NodeStack", "Origin", "node_stack", "origin", "peer_id"]
 
+#: Where its clients get tokens.
+REALM = "https://registry.example.com/token"
 #: The registry name that the origin says it is.
 NAME = "registry.example.com"
 #: Limits under which faults show within tenths of a second.
@@ -84,7 +92,8 @@ async def origin(root: Path) -> AsyncIterator[Origin]:
         named = Named(catalog)
         announces = MemoryAnnounces(named, pace=Pace(), randrange=random.Random(2).randrange)  # noqa: S311
         blobs = Blobs(catalog, push.objects)
-        api = TrackerPeerApi(catalog, blobs, Slots(16, 256), lambda: swarm, named=named, announces=announces)
+        signed = SignedRecords(lambda: keys.signer)
+        api = TrackerPeerApi(catalog, blobs, Slots(16, 256), lambda: swarm, signed, named=named, announces=announces)
         made = Origin(push, keys, api)
         async with running(made.handle, grace=0.0) as url:
             made.url = url
@@ -101,6 +110,8 @@ class NodeStack:
     peer: PeerApi
     store: FileStore
     index: Index
+    visible: Visible
+    resolver: Resolver
     cache: Cache
     flights: Flights
     trust: Trust
@@ -128,6 +139,8 @@ async def node_stack(
     max_age: float = 3600.0,
     max_stale: float | None = None,
     root_key: str | None = None,
+    own: Caller = ANYONE,
+    auth: bool = False,
     zone: str = "",
     rest: bool = True,
     limits: Limits = QUICK,
@@ -147,7 +160,12 @@ async def node_stack(
         store = await stack.enter_async_context(open_files(root))
         index = await stack.enter_async_context(open_index(root / "index.lmdb"))
         nursery = await stack.enter_async_context(trio.open_nursery())
-        trust = Trust(index, source, root_key, clock=clock)
+
+        async def forget(keys: KeySet) -> None:
+            await keep_only(index, keys.keys.keys())
+
+        trust = Trust(index, source, root_key, clock=clock, forget=forget)
+        visible = Visible(index, own)
         fetched: dict[str, int] = {}
         dropped: list[Digest] = []
         notes: list[RegistryError] = []
@@ -161,7 +179,9 @@ async def node_stack(
         me = Me(peer_id(name), peer_url, zone)
         router = members.router(Peer(me.peer_id, peer_url))
         draw = random.Random(1).randrange  # noqa: S311 - the same in every run
-        finder = CrowdFinder(me, router, source, randrange=draw, limit=8)
+        finder = CrowdFinder(
+            me, router, source, randrange=draw, limit=8, public=lambda digest: visible.may_have(ANYONE, digest)
+        )
         haves = Haves(index)
 
         def drop(digest: Digest) -> None:
@@ -191,21 +211,43 @@ async def node_stack(
             finished=finished,
             note=notes.append,
         )
-        resolver = Resolver(index, trust, source, router, clock=clock, max_age=max_age, max_stale=max_stale)
+        resolver = Resolver(index, trust, visible, source, router, clock=clock, max_age=max_age, max_stale=max_stale)
         pull = PullApi(
-            resolver, cache, flights, names=lambda: frozenset({NAME}), served=lambda _count: None, clock=clock
+            resolver,
+            visible,
+            cache,
+            flights,
+            hosts=Hosts(()),
+            auth=ClientAuth(me.peer_id, lambda: trust.keys, trust.now, lambda: REALM) if auth else None,
+            names=lambda: frozenset({NAME}),
+            served=lambda _count: None,
+            clock=clock,
         )
 
         def served(count: int) -> None:
             node.served += count
 
-        peer = PeerApi(index, cache, Slots(8, 256), served=served, haves=haves, watching=finder.watched)
+        peer = PeerApi(index, cache, Slots(8, 256), visible, served=served, haves=haves, watching=finder.watched)
         later.append(peer if spoil is None else spoil(peer))
         await nursery.start(finder.serve)
         async with running(pull, grace=0.0) as url, flights.running():
             router.hold([*index.manifest_digests(), *(digest for digest, _size, _use in index.held())])
             node = NodeStack(
-                url, peer_url, pull, peer, store, index, cache, flights, trust, source, fetched, notes, dropped
+                url,
+                peer_url,
+                pull,
+                peer,
+                store,
+                index,
+                visible,
+                resolver,
+                cache,
+                flights,
+                trust,
+                source,
+                fetched,
+                notes,
+                dropped,
             )
             yield node
         members.leave(me.peer_id)

@@ -19,7 +19,12 @@ from p2pregistry.store.base import BlobStore
 from p2pregistry.store.files import open_files
 from p2pregistry.store.index import Index, open_index
 from p2pregistry.store.memory import MemoryStore
-from p2pregistry.store.records import StoredManifest
+from p2pregistry.store.records import RepositoryRecord, StoredManifest
+from p2pregistry.trust.records import Stamp
+from p2pregistry.visible import Visible
+
+#: Of a public repository.
+PUBLIC = RepositoryRecord(False, Stamp(1, 1), "a record")
 
 
 @dataclass
@@ -63,6 +68,7 @@ class Sharer:
         await self.index.put_metainfo(info)
         manifest = StoredManifest(Digest.of(info.digest.raw), "application/x", b"")
         await self.index.put_manifest("a/b", manifest, "a claim", [info.ref])
+        await self.index.put_repository("a/b", PUBLIC)
 
     async def begin(self, data: bytes, have: Iterable[int] = (), *, claimed: bool = True) -> Growing:
         """Start to fetch ``data``; the pieces ``have`` are there from before."""
@@ -91,5 +97,13 @@ async def sharing(root: Path, *, slots: Slots | None = None, in_files: bool = Tr
 def _sharer(store: BlobStore, index: Index, slots: Slots | None) -> Sharer:
     haves = Haves(index)
     watched: list[Watch] = []
-    api = PeerApi(index, store, slots or Slots(4, 64), served=lambda _count: None, haves=haves, watching=watched.append)
+    api = PeerApi(
+        index,
+        store,
+        slots or Slots(4, 64),
+        Visible(index),
+        served=lambda _count: None,
+        haves=haves,
+        watching=watched.append,
+    )
     return Sharer(store, index, haves, api, watched)

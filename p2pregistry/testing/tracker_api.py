@@ -16,12 +16,14 @@ from p2pregistry.digest import Digest
 from p2pregistry.objects.files import FileObjects, open_file_objects
 from p2pregistry.oci.media import OCI_MANIFEST
 from p2pregistry.testing.handlers import Answer, ScriptedBody, call
+from p2pregistry.testing.members import Authority
 from p2pregistry.trust.claims import ManifestClaim
 from tracker.authentication import Authentication
 from tracker.catalog.memory import MemoryCatalog
 from tracker.identity.memory import MemoryAccounts
 from tracker.keyring import Keyring
 from tracker.push_api import RegistryApi
+from tracker.signed import SignedRecords
 from tracker.throttle import Logins, MemoryCounters
 from tracker.token_api import TokenApi
 from tracker.uploads import Limits, Uploads
@@ -29,6 +31,9 @@ from tracker.uploads import Limits, Uploads
 USER, PASSWORD = "pusher", "a:b\u00e9 and more"
 #: What the registry calls itself.
 SERVICE = "registry.example.com"
+AUTHORITY = Authority()
+#: The records that this authority signs.
+SIGNED = SignedRecords(lambda: AUTHORITY.signer)
 AUTHORIZATION = ("Authorization", "Basic " + base64.b64encode(f"{USER}:{PASSWORD}".encode()).decode())
 
 

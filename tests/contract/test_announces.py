@@ -52,7 +52,7 @@ async def postgres_announces(dsn: str) -> AsyncIterator[PostgresAnnounces]:
         db = Db(dsn, size=2, patience=0.1)
         stack.callback(db.close)
         await migrate(db)
-        announces = PostgresAnnounces(db, desk(PostgresCatalog(db)))
+        announces = PostgresAnnounces(db, desk(PostgresCatalog(db, private=False)))
         nursery = await stack.enter_async_context(trio.open_nursery())
         nursery.start_soon(announces.run)
         yield announces
@@ -67,7 +67,7 @@ async def postgres_rig(dsn: str, clock: trio.testing.MockClock) -> AsyncIterator
         second = await stack.enter_async_context(postgres_announces(dsn))
         db = Db(dsn, size=2)
         stack.callback(db.close)
-        catalog = PostgresCatalog(db)
+        catalog = PostgresCatalog(db, private=False)
 
         def older(connection: Connection, seconds: float) -> None:
             moved = "seen_at = seen_at - %(s)s * interval '1 second', gone_at = gone_at - %(s)s * interval '1 second'"
@@ -85,7 +85,7 @@ async def postgres_rig(dsn: str, clock: trio.testing.MockClock) -> AsyncIterator
 
 @pytest.mark.parametrize("case", CASES)
 async def test_memory(case: str, mock_clock: trio.testing.MockClock) -> None:
-    catalog = MemoryCatalog()
+    catalog = MemoryCatalog(private=False)
     one = MemoryAnnounces(Named(catalog), pace=Pace(), randrange=random.Random(1).randrange)
 
     async def age(seconds: float) -> None:
@@ -114,7 +114,7 @@ def allow(dsn: str, server: str, connections: bool) -> None:
 
 async def test_a_database_that_is_away_costs_only_the_news(database: str, postgres_server: str) -> None:
     async with postgres_announces(database) as first, postgres_announces(database) as second:
-        await name(PostgresCatalog(first._db), [ONE])
+        await name(PostgresCatalog(first._db, private=False), [ONE])
         await first.announce(node(1, (), (ONE,)))
         assert names(await first.announce(node(4, (ONE,)))) == {peer(1)}
         assert names(await second.announce(node(2, (ONE,)))) == {peer(1), peer(4)}
@@ -158,7 +158,7 @@ async def test_a_database_that_is_stuck_costs_only_the_news(database: str, mock_
 
 async def test_a_process_stopped_with_the_lock_does_not_hold_up_the_others(database: str) -> None:
     async with postgres_announces(database) as first, postgres_announces(database) as second:
-        await name(PostgresCatalog(first._db), [ONE])
+        await name(PostgresCatalog(first._db, private=False), [ONE])
         await second.announce(node(1, (), (ONE,)))
         with psycopg.connect(database, autocommit=True) as stopped:
             stopped.execute("begin")
@@ -174,7 +174,7 @@ async def test_a_process_stopped_with_the_lock_does_not_hold_up_the_others(datab
 
 async def test_a_table_emptied_by_a_crash_fills_again(database: str) -> None:
     async with postgres_announces(database) as first, postgres_announces(database) as second:
-        await name(PostgresCatalog(first._db), [ONE])
+        await name(PostgresCatalog(first._db, private=False), [ONE])
         await first.announce(node(1, (), (ONE,)))
         await second.announce(node(2, (ONE,)))
         await first._db.tx(lambda connection: connection.execute("truncate announces") and None)
@@ -187,7 +187,7 @@ async def test_a_table_emptied_by_a_crash_fills_again(database: str) -> None:
 
 async def test_numbers_that_go_back_are_noticed(database: str) -> None:
     async with postgres_announces(database) as first, postgres_announces(database) as second:
-        await name(PostgresCatalog(first._db), [ONE])
+        await name(PostgresCatalog(first._db, private=False), [ONE])
         for _ in range(5):
             await first.announce(node(1, (ONE,)))
         await second.announce(node(2, (ONE,)))

@@ -27,6 +27,7 @@ from p2pregistry.serve.peer_api import Slots
 from p2pregistry.testing.handlers import call
 from p2pregistry.testing.objects import check_object_store, pattern, read_object, sent
 from p2pregistry.testing.seaweed import Seaweed, seaweed
+from p2pregistry.testing.tracker_api import SIGNED
 from tracker.blobs import Blobs
 from tracker.catalog.check import BY, Signer, manifest
 from tracker.catalog.memory import MemoryCatalog
@@ -381,13 +382,13 @@ async def test_reading_and_writing_lists_nothing(config: S3Config) -> None:
 async def test_a_node_gets_its_pieces_by_one_request_for_just_these_bytes(config: S3Config) -> None:
     """Through the tracker's peer API, as a node asks: by a range, and by naming what it wants."""
     data, asked = pattern(3 * MIB + 5), list[tuple[str, str]]()
-    catalog, info = MemoryCatalog(), Metainfo.of_bytes(data)
+    catalog, info = MemoryCatalog(private=False), Metainfo.of_bytes(data)
     async with open_s3(config) as store:
         await store.put(NAME, data)
         await catalog.add_blob("acme/api", info, NAME, BY)
         await catalog.put_manifest("acme/api", manifest(b"image", [info]), ["1"], Signer(), BY)
         swarm = Swarm("default", (), (), "k4.public.x", "v4.public.y")
-        peer = TrackerPeerApi(catalog, Blobs(catalog, store), Slots(4, 4), lambda: swarm)
+        peer = TrackerPeerApi(catalog, Blobs(catalog, store), Slots(4, 4), lambda: swarm, SIGNED)
         target = f"/p2p/v1/blobs/{info.digest}"
         watch(store, lambda method, other: asked.append((method, dict(other.get("headers") or {}).get("Range", ""))))
         answer = await call(peer, "GET", target, headers=[("Range", f"bytes={MIB}-{2 * MIB - 1}")])

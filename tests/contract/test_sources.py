@@ -17,8 +17,9 @@ from p2pregistry.store.index import open_index
 from p2pregistry.store.memory import MemoryStore
 from p2pregistry.store.records import StoredManifest
 from p2pregistry.testing.http import running
-from p2pregistry.testing.sharing import sharing
+from p2pregistry.testing.sharing import PUBLIC, sharing
 from p2pregistry.testing.sources import Come, check_sharing, check_source
+from p2pregistry.visible import Visible
 
 
 @asynccontextmanager
@@ -74,7 +75,8 @@ async def serving(folder: Path, blobs: Mapping[Digest, bytes]) -> AsyncIterator[
             await index.put_metainfo(info)
             manifest = StoredManifest(Digest.of(digest.raw), "application/x", b"")
             await index.put_manifest("a/b", manifest, "claim", [info.ref])
-        async with running(PeerApi(index, store, Slots(2, 100), served=lambda _count: None)) as url:
+            await index.put_repository("a/b", PUBLIC)
+        async with running(PeerApi(index, store, Slots(2, 100), Visible(index), served=lambda _count: None)) as url:
             yield url
 
 

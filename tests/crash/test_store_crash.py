@@ -21,7 +21,7 @@ from pathlib import Path
 import trio
 from p2pregistry.digest import Digest
 from p2pregistry.store.files import open_files
-from p2pregistry.store.index import open_index
+from p2pregistry.store.index import TagRecord, open_index
 
 async def main(root, seed):
     rng = random.Random(seed)
@@ -38,7 +38,7 @@ async def main(root, seed):
                 await staged.write_verified(at, part, hashlib.sha256(part).digest())
             await staged.commit(digest)
             await index.put_blob(digest, len(data), float(number))
-            await index.put_tag("r", str(seed), digest, float(number))
+            await index.put_tag("r", str(seed), TagRecord(digest, float(number)))
             print(digest, flush=True)
             if number % 3 == 0:
                 await index.drop_blob(digest)

@@ -57,7 +57,7 @@ async def piece(source: PeerSource, index: int) -> bytes:
 
 async def test_a_piece_is_told_once_and_served_at_once_while_the_rest_is_on_its_way(tmp_path: Path) -> None:
     async with peer(tmp_path) as (sharer, source), source.watch(ME) as news:
-        growing = await sharer.begin(DATA, [4])
+        growing = await sharer.begin(DATA, [4])  # a claim names it only now
         first = await some(news)
         assert [(place, unpack(bitmap, INFO.count)[4]) for place, bitmap in first.have] == [(0, 1)]
         assert await piece(source, 4) == DATA[4 * PIECE_SIZE : 5 * PIECE_SIZE]
@@ -79,7 +79,7 @@ async def test_a_piece_is_told_once_and_served_at_once_while_the_rest_is_on_its_
         assert await some(news) == HaveNews(full=[0])
         with trio.fail_after(PATIENCE):
             assert await read(source, INFO.digest, 0, INFO.size) == DATA
-        assert sharer.watched == [ME]
+        assert [watch.want for watch in sharer.watched] == [()]
 
 
 async def test_a_transfer_under_way_goes_on_while_the_blob_gets_its_name(tmp_path: Path) -> None:
@@ -96,14 +96,21 @@ async def test_a_transfer_under_way_goes_on_while_the_blob_gets_its_name(tmp_pat
 
 async def test_watchers_of_one_digest_are_told_of_each_other(tmp_path: Path) -> None:
     other = Watch("C" * 40, "http://10.0.0.8:5001", "", (OTHER,))
-    async with peer(tmp_path) as (sharer, source), source.watch(ME) as mine:
+    async with peer(tmp_path) as (sharer, source):
+        await sharer.claim(Metainfo.of_bytes(b"another"))
+        await check_introduced(sharer, source, other)
+
+
+async def check_introduced(sharer: Sharer, source: PeerSource, other: Watch) -> None:
+    async with source.watch(ME) as mine:
         await trio.testing.wait_all_tasks_blocked(0.01)
         async with source.watch(other) as theirs:
             (seen,) = (await some(theirs)).peers
             assert (seen.peer_id, seen.url, seen.zone, seen.want) == (ME.peer_id, ME.url, "rack", [0])
             (seen,) = (await some(mine)).peers
             assert (seen.peer_id, seen.url, seen.want) == (other.peer_id, other.url, [1])
-        assert sharer.watched == [ME, other]
+        # nothing here names the first digest: so nobody is taken to have to do with it
+        assert [watch.want for watch in sharer.watched] == [(OTHER,), (OTHER,)]
 
 
 async def left(sharer: Sharer, count: int) -> None:

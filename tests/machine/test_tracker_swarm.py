@@ -17,7 +17,7 @@ from p2pregistry.serve.http import Handler, Request, Response
 from p2pregistry.serve.peer_api import Slots
 from p2pregistry.sources.tracker import Chosen, TrackerSource
 from p2pregistry.testing.http import PATIENCE, running
-from p2pregistry.testing.tracker_api import registry
+from p2pregistry.testing.tracker_api import SIGNED, registry
 from tracker.announces_check import names, node, peer
 from tracker.blobs import Blobs
 from tracker.peer_endpoints import Swarm, TrackerPeerApi
@@ -33,7 +33,9 @@ async def tracker(folder: Path, slots: Slots | None = None) -> AsyncIterator[Tra
     """A tracker with an image, as a node sees it."""
     async with registry(folder) as api:
         await api.push_image("acme/api", "1", LAYER)
-        handler = TrackerPeerApi(api.catalog, Blobs(api.catalog, api.objects), slots or Slots(4, 16), lambda: SWARM)
+        handler = TrackerPeerApi(
+            api.catalog, Blobs(api.catalog, api.objects), slots or Slots(4, 16), lambda: SWARM, SIGNED
+        )
         async with running(handler, grace=0.0) as url:
             source = TrackerSource(url)
             try:

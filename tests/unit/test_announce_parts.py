@@ -12,6 +12,8 @@ import trio.testing
 from p2pregistry.content.metainfo import Metainfo
 from p2pregistry.digest import Digest
 from p2pregistry.errors import LocalError, NotFound
+from p2pregistry.trust.records import ANYONE
+from tracker.catalog.base import Naming
 from tracker.catalog.check import BY, Signer, add, manifest
 from tracker.catalog.memory import MemoryCatalog
 from tracker.handout import Handout
@@ -25,15 +27,15 @@ class Asked(MemoryCatalog):
     """Counts the questions; ``away`` fails them."""
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__(private=False)
         self.questions: list[list[Digest]] = []
         self.away = False
 
-    async def named(self, digests: Sequence[Digest]) -> set[Digest]:
+    async def naming(self, digests: Sequence[Digest]) -> dict[Digest, Naming]:
         self.questions.append(list(digests))
         if self.away:
             raise LocalError("the database is away")
-        return await super().named(digests)
+        return await super().naming(digests)
 
     async def name(self, blob: Metainfo) -> None:
         await add(self, "a", blob)
@@ -46,15 +48,15 @@ async def test_what_is_named_is_asked_once_in_a_while(mock_clock: trio.testing.M
     named = Named(catalog)
     for _ in range(3):
         await named.learn([ONE.digest, TWO.digest])
-        await named.check(ONE.digest)
+        await named.check(ONE.digest, ANYONE)
     assert catalog.questions == [[ONE.digest, TWO.digest]]
-    assert (named.known(ONE.digest), named.known(TWO.digest)) == (True, False)
+    assert (named.known(ONE.digest, ANYONE), named.known(TWO.digest, ANYONE)) == (True, False)
     mock_clock.jump(5)
     await named.learn([ONE.digest, TWO.digest])
     assert catalog.questions[1:] == [[TWO.digest]]  # what was not named may be by now
     mock_clock.jump(30)
     assert named.unknown([ONE.digest]) == [ONE.digest]
-    assert named.known(ONE.digest)  # until the catalog says otherwise
+    assert named.known(ONE.digest, ANYONE)  # until the catalog says otherwise
 
 
 async def test_a_blob_that_was_named_a_moment_ago_is_served(mock_clock: trio.testing.MockClock) -> None:
@@ -62,14 +64,14 @@ async def test_a_blob_that_was_named_a_moment_ago_is_served(mock_clock: trio.tes
     named = Named(catalog)
     await named.learn([ONE.digest])
     with pytest.raises(NotFound):
-        await named.check(ONE.digest)
+        await named.check(ONE.digest, ANYONE)
     await catalog.name(ONE)
-    await named.check(ONE.digest)
+    await named.check(ONE.digest, ANYONE)
     catalog.away = True
-    await named.check(ONE.digest)
+    await named.check(ONE.digest, ANYONE)
     mock_clock.jump(60)
     with pytest.raises(LocalError):
-        await named.check(ONE.digest)
+        await named.check(ONE.digest, ANYONE)
     with pytest.raises(LocalError):
         await named.learn([TWO.digest])
 

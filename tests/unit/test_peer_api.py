@@ -30,7 +30,8 @@ from p2pregistry.store.memory import MemoryStore
 from p2pregistry.store.records import StoredManifest
 from p2pregistry.testing.handlers import Answer, ScriptedBody, call
 from p2pregistry.testing.http import request, running
-from p2pregistry.testing.sharing import Growing, sharing
+from p2pregistry.testing.sharing import PUBLIC, Growing, sharing
+from p2pregistry.visible import Visible
 
 LAYER = bytes(range(256)) * 8_193  # three pieces
 INFO = Metainfo.of_bytes(LAYER)
@@ -47,7 +48,8 @@ async def peer(folder: Path, *, claimed: bool = True, slots: Slots | None = None
         if claimed:
             await index.put_metainfo(INFO)
             await index.put_manifest("a/b", MANIFEST, "a claim", [INFO.ref])
-        yield PeerApi(index, store, slots or Slots(2, 8), served=lambda _count: None)
+            await index.put_repository("a/b", PUBLIC)
+        yield PeerApi(index, store, slots or Slots(2, 8), Visible(index), served=lambda _count: None)
 
 
 async def test_bytes_table_and_manifest(tmp_path: Path) -> None:
@@ -171,7 +173,13 @@ async def test_a_transfer_goes_at_the_pace_of_the_zone_it_is_for(tmp_path: Path)
     async with sharing(tmp_path) as sharer:
         await sharer.begin(LAYER, [0])
         api = PeerApi(
-            sharer.index, sharer.store, Slots(2, 2), served=lambda _count: None, haves=sharer.haves, pace=of_zone
+            sharer.index,
+            sharer.store,
+            Slots(2, 2),
+            Visible(sharer.index),
+            served=lambda _count: None,
+            haves=sharer.haves,
+            pace=of_zone,
         )
         target = f"/p2p/v1/blobs/{INFO.digest}"
         async with running(api) as url:
@@ -259,7 +267,12 @@ async def test_a_blob_that_begins_or_ends_while_it_is_looked_for_is_found(tmp_pa
                 await grown[0].finish()
 
         api = PeerApi(
-            sharer.index, Moving(sharer.store, on), Slots(1, 1), served=lambda _count: None, haves=sharer.haves
+            sharer.index,
+            Moving(sharer.store, on),
+            Slots(1, 1),
+            Visible(sharer.index),
+            served=lambda _count: None,
+            haves=sharer.haves,
         )
         target = f"/p2p/v1/blobs/{INFO.digest}"
         assert (await call(api, "GET", target)).body == LAYER  # it began

@@ -11,10 +11,12 @@ from p2pregistry.errors import NotFound, RequestError
 from p2pregistry.flights import Flights
 from p2pregistry.resolve import Found, Resolver
 from p2pregistry.serve.body import NO_BODY
+from p2pregistry.serve.hosts import Hosts
 from p2pregistry.serve.http import Request, Response
 from p2pregistry.serve.pull_api import READY, PullApi
 from p2pregistry.store.base import Blob
 from p2pregistry.store.records import StoredManifest
+from p2pregistry.visible import Visible
 
 TARGET = "/v2/acme/api/manifests/1"
 
@@ -27,6 +29,7 @@ class Tags:
         self.body = b"{}"
         self.warning: str | None = None
         self.asked = 0
+        self.changes = 0
         self.shown = 0
 
     async def manifest(self, repository: str, reference: str | Digest) -> Found:
@@ -54,8 +57,10 @@ def api(tags: Tags) -> PullApi:
 
     return PullApi(
         cast("Resolver", tags),
+        cast("Visible", tags),
         Nothing(),
         cast("Flights", None),
+        hosts=Hosts(()),
         names=lambda: frozenset({"registry.example.com"}),
         served=lambda _count: None,
         clock=lambda: tags.now,

@@ -31,23 +31,25 @@ from p2pregistry.store.records import (
 from p2pregistry.trust.claims import ManifestClaim, sign_manifest_claim
 from p2pregistry.trust.keys import Signer
 from p2pregistry.trust.paserk import new_secret
+from p2pregistry.trust.records import Stamp
 
 A, B = Digest.of(b"a"), Digest.of(b"b", "sha512")
 
 
 async def test_tags(tmp_path: Path) -> None:
     async with open_index(tmp_path / "i") as index:
-        await index.put_tag("acme/api", "1.4", A, 5.0)
-        await index.put_tag("acme/api", "1.5", B, 6.0)
-        await index.put_tag("acme/api2", "1.4", B, 7.0)
-        await index.put_tag("acme/api", "1.4", B, 8.0)
+        await index.put_tag("acme/api", "1.4", TagRecord(A, 5.0))
+        await index.put_tag("acme/api", "1.5", TagRecord(B, 6.0))
+        await index.put_tag("acme/api2", "1.4", TagRecord(B, 7.0))
+        await index.put_tag("acme/api", "1.4", TagRecord(B, 8.0))
         assert index.tag("acme/api", "1.4") == TagRecord(B, 8.0)
         assert index.tags("acme/api") == ["1.4", "1.5"]
         assert index.tags("acme/ap") == []
-        await index.drop_tag("acme/api", "1.4")
-        await index.drop_tag("acme/api", "1.4")
-        assert index.tag("acme/api", "1.4") is None
-        await index.put_tag("r" * 255, "t" * 128, A, 1.0)
+        gone = TagRecord(None, 9.0, Stamp(1, 7), "the last record")
+        await index.put_tag("acme/api", "1.4", gone)
+        assert index.tag("acme/api", "1.4") == gone
+        assert index.tags("acme/api") == ["1.5"]
+        await index.put_tag("r" * 255, "t" * 128, TagRecord(A, 1.0))
         assert index.tags("r" * 255) == ["t" * 128]
         for repository, tag in (("r" * 256, "t"), ("r", "t" * 129), ("", "t"), ("r", ""), ("a\0b", "c"), ("a", "b\0c")):
             with pytest.raises(ValueError):
@@ -149,9 +151,9 @@ async def test_a_failing_operation_fails_alone(tmp_path: Path) -> None:
                 failures.append(err)
 
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(index.put_tag, "r", "1", A, 1.0)
+            nursery.start_soon(index.put_tag, "r", "1", TagRecord(A, 1.0))
             nursery.start_soon(bad)
-            nursery.start_soon(index.put_tag, "r", "2", A, 1.0)
+            nursery.start_soon(index.put_tag, "r", "2", TagRecord(A, 1.0))
         assert index.tags("r") == ["1", "2"]
         assert [type(err.__cause__) for err in failures] == [lmdb.BadValsizeError]
 
@@ -159,11 +161,11 @@ async def test_a_failing_operation_fails_alone(tmp_path: Path) -> None:
 async def test_a_cancelled_owner_loses_no_accepted_write(tmp_path: Path) -> None:
     with trio.CancelScope() as scope:
         async with open_index(tmp_path / "i") as index, trio.open_nursery() as nursery:
-            nursery.start_soon(index.put_tag, "r", "t", A, 1.0)
+            nursery.start_soon(index.put_tag, "r", "t", TagRecord(A, 1.0))
             await trio.testing.wait_all_tasks_blocked()
             scope.cancel()
     with pytest.raises(LocalError):
-        await index.put_tag("r", "late", A, 1.0)
+        await index.put_tag("r", "late", TagRecord(A, 1.0))
     async with open_index(tmp_path / "i") as index:
         assert index.tags("r") == ["t"]
 
@@ -185,7 +187,7 @@ async def test_a_damaged_index_is_rebuilt_and_pins_survive(tmp_path: Path, damag
         await index.put_meta("root key", b"pinned")
         await index.put_meta("cursor", b"5", rebuildable=True)
         for number in range(200):
-            await index.put_tag("r", str(number), A, 1.0)
+            await index.put_tag("r", str(number), TagRecord(A, 1.0))
     data = path / "data.mdb"
     if damage == "garbage":
         data.write_bytes(os.urandom(50_000))
@@ -205,7 +207,7 @@ async def test_a_damaged_index_is_rebuilt_and_pins_survive(tmp_path: Path, damag
         assert index.get_meta("root key") == b"pinned"
         assert index.get_meta("cursor") is None
         assert index.tags("r") == []
-        await index.put_tag("r", "t", A, 1.0)
+        await index.put_tag("r", "t", TagRecord(A, 1.0))
     assert path.with_name("index.lmdb.damaged").is_dir()
     async with open_index(path) as index:
         assert index.tags("r") == ["t"]
@@ -215,11 +217,11 @@ async def test_a_short_but_sound_index_is_kept(tmp_path: Path) -> None:
     """Freed pages at the end may never have been written."""
     path = tmp_path / "i"
     async with open_index(path) as index:
-        await index.put_tag("r", "t", A, 1.0)
+        await index.put_tag("r", "t", TagRecord(A, 1.0))
         await index.put_meta("big", bytes(1 << 20), rebuildable=True)
         await index.put_meta("big", b"", rebuildable=True)
         for number in range(3):
-            await index.put_tag("r", f"t{number}", A, 1.0)
+            await index.put_tag("r", f"t{number}", TagRecord(A, 1.0))
     with (path / "data.mdb").open("r+b") as file:
         file.truncate((path / "data.mdb").stat().st_size - 4096)
     async with open_index(path) as index:

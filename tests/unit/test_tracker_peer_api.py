@@ -6,7 +6,7 @@ import base64
 import os
 import random
 from collections import Counter
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 
@@ -23,13 +23,13 @@ from p2pregistry.serve.http import BlobSlice, Request
 from p2pregistry.serve.peer_api import Slots
 from p2pregistry.sources.peer import read_manifest
 from p2pregistry.testing.handlers import Answer, ScriptedBody, call
-from p2pregistry.testing.tracker_api import Registry, registry
+from p2pregistry.testing.tracker_api import SIGNED, Registry, registry
 from tracker.announces import MemoryAnnounces
 from tracker.announces_check import node
 from tracker.announces_check import peer as peer_id
 from tracker.blobs import Blobs
 from tracker.board import Pace
-from tracker.catalog.base import NewManifest
+from tracker.catalog.base import Naming, NewManifest
 from tracker.catalog.check import BY
 from tracker.named import Named
 from tracker.peer_endpoints import Swarm, TrackerPeerApi
@@ -41,7 +41,10 @@ SWARM = Swarm("default", ("localhost:5000",), ("/ip4/127.0.0.1/tcp/1/p2p/x",), "
 @asynccontextmanager
 async def both(root: Path, slots: Slots | None = None) -> AsyncIterator[tuple[Registry, TrackerPeerApi]]:
     async with registry(root) as api:
-        yield api, TrackerPeerApi(api.catalog, Blobs(api.catalog, api.objects), slots or Slots(4, 4), lambda: SWARM)
+        yield (
+            api,
+            TrackerPeerApi(api.catalog, Blobs(api.catalog, api.objects), slots or Slots(4, 4), lambda: SWARM, SIGNED),
+        )
 
 
 async def test_blobs_of_manifests_and_only_those(tmp_path: Path) -> None:
@@ -85,10 +88,10 @@ async def test_manifests_come_with_their_claims(tmp_path: Path) -> None:
         missing = await call(peer, "GET", f"/p2p/v1/repositories/{REPO}/manifests/none")
         assert (missing.status, missing.code) == (404, "MANIFEST_UNKNOWN")
         claims = await call(peer, "GET", f"/p2p/v1/repositories/{REPO}/blobs/{Digest.of(b'layer')}/claims")
-        assert claims.json() == {"claims": ["claim 1"]}
+        assert claims.json()["claims"] == ["claim 1"]
         tags = await call(peer, "GET", f"/p2p/v1/repositories/{REPO}/tags?n=5")
-        assert tags.json() == {"tags": ["1"]}
-        assert (await call(peer, "GET", f"/p2p/v1/repositories/{REPO}/tags?n=5&last=1")).json() == {"tags": []}
+        assert tags.json()["tags"] == ["1"]
+        assert (await call(peer, "GET", f"/p2p/v1/repositories/{REPO}/tags?n=5&last=1")).json()["tags"] == []
         assert (await call(peer, "GET", "/p2p/v1/repositories/no/tags")).code == "NAME_UNKNOWN"
 
 
@@ -107,7 +110,8 @@ async def test_the_swarm(tmp_path: Path) -> None:
         answer = (await call(peer, "GET", "/p2p/v1/swarm")).json()
         assert answer["root_key"] == "k4.public.x"
         assert answer["libp2p"] == ["/ip4/127.0.0.1/tcp/1/p2p/x"]
-        assert set(answer) == {"swarm", "names", "libp2p", "root_key", "key_set", "version"}
+        known = {"swarm", "names", "libp2p", "root_key", "key_set", "version", "revocations", "time", "token_url"}
+        assert set(answer) == known
 
 
 async def test_too_many_transfers_are_turned_away(tmp_path: Path) -> None:
@@ -149,7 +153,7 @@ async def test_beyond_so_many_nodes_new_ones_are_turned_away(tmp_path: Path) -> 
         randrange = random.Random(1).randrange
         announces = MemoryAnnounces(Named(api.catalog), pace=Pace(), randrange=randrange, limit=2)
         peer = TrackerPeerApi(
-            api.catalog, Blobs(api.catalog, api.objects), Slots(4, 4), lambda: SWARM, announces=announces
+            api.catalog, Blobs(api.catalog, api.objects), Slots(4, 4), lambda: SWARM, SIGNED, announces=announces
         )
         told = [(await call(peer, "POST", "/p2p/v1/announce", node(number).encode())).status for number in (0, 1, 2, 0)]
         assert told == [200, 200, 429, 200]
@@ -157,12 +161,19 @@ async def test_beyond_so_many_nodes_new_ones_are_turned_away(tmp_path: Path) -> 
         assert (await call(peer, "POST", "/p2p/v1/announce", node(2).encode())).status == 200
 
 
+class AllPublic:
+    """A catalog in which some public repository has everything."""
+
+    async def naming(self, digests: Sequence[Digest]) -> dict[Digest, Naming]:
+        return dict.fromkeys(digests, Naming(True))
+
+
 async def test_beyond_so_many_digests_new_ones_are_turned_away(tmp_path: Path) -> None:
     async with registry(tmp_path) as api:
         randrange = random.Random(1).randrange
-        announces = MemoryAnnounces(Named(api.catalog), pace=Pace(), randrange=randrange, limit=100)
+        announces = MemoryAnnounces(Named(AllPublic()), pace=Pace(), randrange=randrange, limit=100)
         peer = TrackerPeerApi(
-            api.catalog, Blobs(api.catalog, api.objects), Slots(4, 4), lambda: SWARM, announces=announces
+            api.catalog, Blobs(api.catalog, api.objects), Slots(4, 4), lambda: SWARM, SIGNED, announces=announces
         )
         many = tuple(Digest.of(b"%d" % number) for number in range(1500))
         told = []

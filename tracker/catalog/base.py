@@ -9,6 +9,7 @@ from typing import Final, Protocol
 from p2pregistry.content.metainfo import BlobRef, Metainfo
 from p2pregistry.digest import Digest
 from p2pregistry.errors import NotFound, RequestError
+from p2pregistry.trust.records import Stamp
 from tracker.catalog.policies import Policies
 from tracker.catalog.sessions import Lease, Sessions
 from tracker.catalog.trail import By
@@ -23,6 +24,40 @@ class ManifestRecord:
     media_type: str
     body: bytes
     claim: str
+
+
+@dataclass(frozen=True, slots=True)
+class Standing:
+    """Whether a repository is private, and the change with which that came."""
+
+    private: bool
+    stamp: Stamp
+
+
+@dataclass(frozen=True, slots=True)
+class Resolved:
+    """A manifest of a repository; ``tag``: the change with which the tag it was asked for by came to point there."""
+
+    manifest: ManifestRecord
+    standing: Standing
+    tag: Stamp | None
+
+
+@dataclass(frozen=True, slots=True)
+class Placed:
+    """A manifest in one of the repositories that have it."""
+
+    repository: str
+    standing: Standing
+    manifest: ManifestRecord
+
+
+@dataclass(frozen=True, slots=True)
+class Naming:
+    """Whose claims name a blob: some public repository's, or only those of these private ones (MANY at most)."""
+
+    public: bool
+    private: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,6 +116,8 @@ def no_repository(repository: str) -> NotFound:
 Sign = Callable[[Sequence[BlobRef]], str]
 
 
+#: Repositories with the same content that are looked at to find one that somebody may pull.
+MANY: Final = 1000
 #: Seconds for which a blob that was touched is not touched again: what its grace may fall short of.
 TOUCH: Final = 60
 
@@ -138,8 +175,8 @@ class Catalog(Protocol):
     async def metainfo(self, digest: Digest) -> Metainfo | None:
         """The piece table of any blob that some manifest's claim names, for the peer API; else None."""
 
-    async def named(self, digests: Sequence[Digest]) -> set[Digest]:
-        """Those of ``digests`` that some manifest's claim names."""
+    async def naming(self, digests: Sequence[Digest]) -> dict[Digest, Naming]:
+        """Those of ``digests`` that some manifest's claim names, with whose claims they are."""
 
     async def put_manifest(
         self, repository: str, manifest: NewManifest, tags: Sequence[str], sign: Sign, by: By
@@ -157,8 +194,16 @@ class Catalog(Protocol):
     async def claims_for_blob(self, repository: str, digest: Digest) -> list[str]:
         """Up to 3 claims of manifests of this repository that name the blob, newest first."""
 
-    async def manifest_anywhere(self, digest: Digest) -> list[ManifestRecord]:
-        """The manifest in every repository that has it (same bytes, one claim each), at most 20; for the peer API."""
+    async def resolve(self, repository: str, reference: str | Digest) -> Resolved | None:
+        """As ``manifest``, with what the signed records say of tag and repository; all of one moment."""
+
+    async def standings(self, repositories: Sequence[str]) -> dict[str, Standing]:
+        """Of those of ``repositories`` that exist."""
+
+    async def manifest_anywhere(self, digest: Digest, may: Callable[[str, bool], bool]) -> list[Placed]:
+        """The manifest in the repositories that have it (same bytes, one claim each), newest claim first, at most 20;
+        for the peer API. Only where ``may`` says so of the repository and whether it is private; it is called in
+        another thread."""
 
     async def tags(self, repository: str, *, after: str = "", limit: int = 1000) -> list[str]:
         """Tags in ASCII order, those greater than ``after``. Raises NotFound (NAME_UNKNOWN)."""

@@ -42,6 +42,11 @@ async def ref(catalog: Catalog, repository: str, digest: Digest) -> BlobRef | No
     return None if here is None else here.ref
 
 
+def anybody(_repository: str, _private: bool) -> bool:
+    """Who may pull everything."""
+    return True
+
+
 class Signer:
     """Signs ``claim-1``, ``claim-2``, ... and remembers what it was asked to name."""
 
@@ -199,7 +204,7 @@ async def a_manifest_comes_back_byte_for_byte(catalog: Catalog) -> None:
         assert put == ManifestRecord(Digest.of(body), MEDIA_TYPE, body, "claim-1")
         assert await catalog.manifest("a", "t") == put
         assert await catalog.manifest("a", put.digest) == put
-        assert await catalog.manifest_anywhere(put.digest) == [put]
+        assert [place.manifest for place in await catalog.manifest_anywhere(put.digest, anybody)] == [put]
 
 
 @_case
@@ -220,7 +225,7 @@ async def a_manifest_is_invisible_elsewhere(catalog: Catalog) -> None:
         assert await catalog.manifest(repository, "t") is None
     assert await catalog.manifest("a", "u") is None
     assert await catalog.manifest("a", "T") is None
-    assert await catalog.manifest_anywhere(Digest.of(b"nothing")) == []
+    assert await catalog.manifest_anywhere(Digest.of(b"nothing"), anybody) == []
 
 
 @_case
@@ -285,7 +290,7 @@ async def a_manifest_that_lacks_something_names_it_all_and_leaves_nothing(catalo
         "digests": [str(lack.digest), str(lack2.digest), str(child)]
     }
     assert await catalog.manifest("a", new.digest) is None
-    assert await catalog.manifest_anywhere(new.digest) == []
+    assert await catalog.manifest_anywhere(new.digest, anybody) == []
     assert await catalog.claims_for_blob("a", have.digest) == []
     assert await catalog.metainfo(have.digest) is None
     assert await catalog.tags("a") == ["t"]
@@ -320,7 +325,7 @@ async def a_signer_that_fails_leaves_nothing(catalog: Catalog) -> None:
     except RequestError as error:
         code = error.code
     assert code == "DENIED"
-    assert await catalog.manifest_anywhere(new.digest) == []
+    assert await catalog.manifest_anywhere(new.digest, anybody) == []
     assert await catalog.tags("a") == []
 
 
@@ -368,13 +373,13 @@ async def of_many_digests_those_that_a_claim_names(catalog: Catalog) -> None:
     one, two, loose = blob("one"), blob("two"), blob("loose")
     for each in (one, two, loose):
         await add(catalog, "a", each)
-    assert await catalog.named([one.digest]) == set()
+    assert await catalog.naming([one.digest]) == {}
     await catalog.put_manifest("a", manifest(b"m", [one]), (), Signer(), BY)
     await add(catalog, "b", two)
     await catalog.put_manifest("b", manifest(b"n", [two]), (), Signer(), BY)
     asked = [one.digest, two.digest, loose.digest, blob("unknown").digest]
-    assert await catalog.named(asked) == {one.digest, two.digest}
-    assert await catalog.named([]) == set()
+    assert (await catalog.naming(asked)).keys() == {one.digest, two.digest}
+    assert await catalog.naming([]) == {}
 
 
 @_case
@@ -383,9 +388,10 @@ async def a_manifest_of_several_repositories_has_one_claim_each(catalog: Catalog
     new = manifest(b"the same")
     for i in range(22):
         await catalog.put_manifest(f"r{i}", new, (), sign, BY)
-    found = await catalog.manifest_anywhere(new.digest)
-    assert [record.claim for record in found] == [f"claim-{i}" for i in range(22, 2, -1)]
-    assert {record.body for record in found} == {b"the same"}
+    found = await catalog.manifest_anywhere(new.digest, anybody)
+    assert [place.manifest.claim for place in found] == [f"claim-{i}" for i in range(22, 2, -1)]
+    assert [place.repository for place in found] == [f"r{i}" for i in range(21, 1, -1)]
+    assert {place.manifest.body for place in found} == {b"the same"}
 
 
 @_case

@@ -90,7 +90,7 @@ async def a_manifest_goes_with_its_tags_and_claims(catalog: Catalog) -> None:
     assert len(await catalog.claims_for_blob("a", layer.digest)) == 1
     assert await catalog.delete_manifest("a", other.digest, BY)
     assert await catalog.claims_for_blob("a", layer.digest) == []
-    assert await catalog.named([layer.digest]) == set()
+    assert await catalog.naming([layer.digest]) == {}
     await catalog.put_manifest("a", first, ("1",), Signer(), BY)
     assert await catalog.tags("a") == ["1"], "it can be pushed again"
 

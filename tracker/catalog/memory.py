@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 
@@ -10,7 +11,20 @@ import trio
 from p2pregistry.content.metainfo import BlobRef, Metainfo
 from p2pregistry.digest import Digest
 from p2pregistry.errors import RequestError
-from tracker.catalog.base import BlobHere, ManifestRecord, NewManifest, Referrer, Sign, no_repository, still_referred_to
+from p2pregistry.trust.records import Stamp
+from tracker.catalog.base import (
+    BlobHere,
+    ManifestRecord,
+    Naming,
+    NewManifest,
+    Placed,
+    Referrer,
+    Resolved,
+    Sign,
+    Standing,
+    no_repository,
+    still_referred_to,
+)
 from tracker.catalog.keys import digest_key
 from tracker.catalog.policies import QuotaExceeded, check_room, namespace_of, never_moves
 from tracker.catalog.policies_memory import MemoryPolicies
@@ -40,10 +54,14 @@ class StoredManifest:
     used: float = 0.0
 
 
+#: Gives the numbers of changes, in the order in which they happen.
+next_change = itertools.count(1).__next__
+
+
 @dataclass(slots=True)
 class Repository:
     """``blobs``: when each was last touched, by trio's clock; ``pushed``: when each tag was;
-    ``untagged``: when a tag left a manifest."""
+    ``untagged``: when a tag left a manifest; ``number`` and ``numbers``: the last changes of it and of its tags."""
 
     private: bool = True
     blobs: dict[Digest, float] = field(default_factory=dict)
@@ -51,6 +69,12 @@ class Repository:
     tags: dict[str, Digest] = field(default_factory=dict)
     pushed: dict[str, float] = field(default_factory=dict)
     untagged: dict[Digest, float] = field(default_factory=dict)
+    number: int = field(default_factory=next_change)
+    numbers: dict[str, int] = field(default_factory=dict)
+
+    @property
+    def standing(self) -> Standing:
+        return Standing(self.private, Stamp(1, self.number))
 
 
 class MemoryCatalog:
@@ -161,8 +185,19 @@ class MemoryCatalog:
         stored = (stored for repository in self.content.values() for stored in repository.manifests.values())
         return self.blobs[digest].metainfo if any(digest in one.blobs for one in stored) else None
 
-    async def named(self, digests: Sequence[Digest]) -> set[Digest]:
-        return {digest for digest in digests if await self.metainfo(digest) is not None}
+    async def naming(self, digests: Sequence[Digest]) -> dict[Digest, Naming]:
+        await trio.lowlevel.checkpoint()
+        found: dict[Digest, Naming] = {}
+        for digest in digests:
+            of = {
+                name: repository.private
+                for name, repository in self.content.items()
+                if any(digest in one.blobs for one in repository.manifests.values())
+            }
+            if of:
+                public = not all(of.values())
+                found[digest] = Naming(public, () if public else tuple(of))
+        return found
 
     async def put_manifest(
         self, repository: str, manifest: NewManifest, tags: Sequence[str], sign: Sign, by: By
@@ -192,6 +227,8 @@ class MemoryCatalog:
         )
         left = {found.tags[tag] for tag in tags if tag in found.tags} - {manifest.digest}
         found.untagged.update(dict.fromkeys(left, trio.current_time()))
+        moved = [tag for tag in tags if found.tags.get(tag) != manifest.digest]
+        found.numbers.update((tag, next_change()) for tag in dict.fromkeys(moved))
         found.tags.update(dict.fromkeys(tags, manifest.digest))
         found.pushed.update(dict.fromkeys(tags, trio.current_time()))
         self.written.append((by, "manifest.push", repository))
@@ -216,10 +253,27 @@ class MemoryCatalog:
         found = self.content.get(repository)
         return [] if found is None else list(found.manifests.values())
 
-    async def manifest_anywhere(self, digest: Digest) -> list[ManifestRecord]:
+    async def resolve(self, repository: str, reference: str | Digest) -> Resolved | None:
+        record = await self.manifest(repository, reference)
+        if record is None:
+            return None
+        found = self.content[repository]
+        tag = None if isinstance(reference, Digest) else Stamp(1, max(found.number, found.numbers[reference]))
+        return Resolved(record, found.standing, tag)
+
+    async def standings(self, repositories: Sequence[str]) -> dict[str, Standing]:
         await trio.lowlevel.checkpoint()
-        stored = [found.manifests[digest] for found in self.content.values() if digest in found.manifests]
-        return [one.record for one in sorted(stored, key=lambda one: -one.number)[:20]]
+        return {name: self.content[name].standing for name in repositories if name in self.content}
+
+    async def manifest_anywhere(self, digest: Digest, may: Callable[[str, bool], bool]) -> list[Placed]:
+        await trio.lowlevel.checkpoint()
+        places = [(name, found) for name, found in self.content.items() if digest in found.manifests]
+        places.sort(key=lambda place: -place[1].manifests[digest].number)
+        return [
+            Placed(name, found.standing, found.manifests[digest].record)
+            for name, found in places
+            if may(name, found.private)
+        ][:20]
 
     async def tags(self, repository: str, *, after: str = "", limit: int = 1000) -> list[str]:
         await trio.lowlevel.checkpoint()
@@ -255,7 +309,7 @@ class MemoryCatalog:
         if found is None:
             raise no_repository(repository)
         if found.private != private:
-            found.private = private
+            found.private, found.number = private, next_change()
             self.written.append((by, "repository.visibility", repository))
 
     async def referrers(
@@ -341,6 +395,7 @@ class MemoryCatalog:
         for repository in self.names_in(name):
             after = to + repository[len(name) :]
             found = self.content[after] = self.content.pop(repository)
+            found.number = next_change()
             for digest, stored in found.manifests.items():
                 blobs = [self.blobs[one].metainfo.ref for one in sorted(stored.blobs, key=str)]
                 claim = stored.record.claim if resign is None else resign(after, digest, blobs)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Final
 
 from psycopg.types.json import Jsonb
@@ -10,8 +10,19 @@ from psycopg.types.json import Jsonb
 from p2pregistry.content.metainfo import BlobRef, Metainfo
 from p2pregistry.digest import Digest
 from p2pregistry.errors import RequestError
-from tracker.catalog import blob_rows, removal, visible_postgres
-from tracker.catalog.base import BlobHere, ManifestRecord, NewManifest, Referrer, Sign, no_repository
+from tracker.catalog import blob_rows, removal, standing, visible_postgres
+from tracker.catalog.base import (
+    BlobHere,
+    ManifestRecord,
+    Naming,
+    NewManifest,
+    Placed,
+    Referrer,
+    Resolved,
+    Sign,
+    Standing,
+    no_repository,
+)
 from tracker.catalog.keys import digest_key as _key
 from tracker.catalog.keys import key_digest as _digest
 from tracker.catalog.policies import QuotaExceeded, never_moves
@@ -41,18 +52,9 @@ join manifest_blobs mb on mb.blob_id = b.id and mb.repository_id = r.id
 join repository_manifests rm on rm.repository_id = r.id and rm.manifest_id = mb.manifest_id
 where r.name = %s order by rm.claim_number desc limit 3
 """
-_ANYWHERE: Final = """
-select m.digest, rm.media_type, m.body, rm.claim from manifests m
-join repository_manifests rm on rm.manifest_id = m.id
-where m.digest = %s order by rm.claim_number desc limit 20
-"""
 _METAINFO: Final = """
 select digest, size, root, hashes from blobs b
 where digest = %s and exists (select from manifest_blobs where blob_id = b.id)
-"""
-_NAMED: Final = """
-select digest from blobs b
-where digest = any(%s::bytea[]) and exists (select from manifest_blobs where blob_id = b.id)
 """
 _TAGS: Final = """
 select t.name from repositories r left join tags t on t.repository_id = r.id and t.name > %s
@@ -160,8 +162,8 @@ class PostgresCatalog:
     async def metainfo(self, digest: Digest) -> Metainfo | None:
         return await self._db.query(_metainfo, digest)
 
-    async def named(self, digests: Sequence[Digest]) -> set[Digest]:
-        return await self._db.query(_named, digests)
+    async def naming(self, digests: Sequence[Digest]) -> dict[Digest, Naming]:
+        return await self._db.query(standing.naming, digests)
 
     async def put_manifest(
         self, repository: str, manifest: NewManifest, tags: Sequence[str], sign: Sign, by: By
@@ -174,8 +176,14 @@ class PostgresCatalog:
     async def claims_for_blob(self, repository: str, digest: Digest) -> list[str]:
         return await self._db.query(_claims_for_blob, repository, digest)
 
-    async def manifest_anywhere(self, digest: Digest) -> list[ManifestRecord]:
-        return await self._db.query(_manifest_anywhere, digest)
+    async def resolve(self, repository: str, reference: str | Digest) -> Resolved | None:
+        return await self._db.query(standing.resolve, repository, reference)
+
+    async def standings(self, repositories: Sequence[str]) -> dict[str, Standing]:
+        return await self._db.query(standing.standings, repositories)
+
+    async def manifest_anywhere(self, digest: Digest, may: Callable[[str, bool], bool]) -> list[Placed]:
+        return await self._db.query(standing.manifest_anywhere, digest, may)
 
     async def tags(self, repository: str, *, after: str = "", limit: int = 1000) -> list[str]:
         return await self._db.query(_tags, repository, after, limit)
@@ -221,11 +229,6 @@ class PostgresCatalog:
 def _metainfo(connection: Connection, digest: Digest) -> Metainfo | None:
     row = connection.execute(_METAINFO, (_key(digest),)).fetchone()
     return None if row is None else Metainfo(_digest(row[0]), row[1], row[2], row[3])
-
-
-def _named(connection: Connection, digests: Sequence[Digest]) -> set[Digest]:
-    rows = connection.execute(_NAMED, ([_key(digest) for digest in digests],)).fetchall()
-    return {_digest(key) for (key,) in rows}
 
 
 def _put_manifest(
@@ -332,11 +335,6 @@ def _manifest(connection: Connection, repository: str, reference: str | Digest) 
 
 def _claims_for_blob(connection: Connection, repository: str, digest: Digest) -> list[str]:
     return [claim for (claim,) in connection.execute(_CLAIMS, (_key(digest), repository)).fetchall()]
-
-
-def _manifest_anywhere(connection: Connection, digest: Digest) -> list[ManifestRecord]:
-    rows = connection.execute(_ANYWHERE, (_key(digest),)).fetchall()
-    return [ManifestRecord(_digest(key), media_type, body, claim) for key, media_type, body, claim in rows]
 
 
 def _tags(connection: Connection, repository: str, after: str, limit: int) -> list[str]:
