@@ -13,7 +13,7 @@ import trio
 from p2pregistry.content.metainfo import BlobRef
 from p2pregistry.digest import Digest
 from p2pregistry.errors import RequestError
-from tracker.catalog.check import Signer, manifest
+from tracker.catalog.check import Signer, add, blob, manifest
 from tracker.catalog.memory import MemoryCatalog
 from tracker.catalog.migrate import migrate
 from tracker.catalog.postgres import PostgresCatalog
@@ -150,9 +150,51 @@ async def test_who_follows_hears_that_tags_were_renamed_and_deleted(database: st
         found = set(await db.query(_changes))
         assert ("repository", "zoe/app", "", True) in found
         assert {gone for kind, _, _, gone in found if kind == "tag"} == {True}
-        await catalog.put_manifest("zoe/app", manifest(b"image"), ["3"], Signer(), BY)
-        await catalog.delete_repository("zoe/app", BY)
-        assert ("tag", "zoe/app", "3", True) in set(await db.query(_changes))
+        await catalog.put_manifest("other/app", manifest(b"image"), ["3"], Signer(), BY)
+        await catalog.delete_repository("other/app", BY)
+        assert ("tag", "other/app", "3", True) in set(await db.query(_changes))
+
+
+async def test_nothing_is_pushed_to_a_name_that_was_given_up(database: str) -> None:
+    async with opened(database) as db:
+        accounts, catalog = accounts_on(db), PostgresCatalog(db)
+        await accounts.add_user("ann", PASSWORD, BY)
+        layer = blob("layer")
+        outcomes: list[str] = []
+
+        async def push(number: int) -> None:
+            try:
+                await add(catalog, f"ann/app{number}", layer)
+            except RequestError as err:
+                outcomes.append(err.code)
+
+        await push(0)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(accounts.rename_account, "ann", "zoe", BY)
+            for _ in range(6):
+                nursery.start_soon(push, 0)
+        assert await catalog.repositories() == ["zoe/app0"]
+        await push(1)
+        assert outcomes[-1] == "NAME_UNKNOWN"
+        assert await catalog.repositories() == ["zoe/app0"]
+
+
+async def test_claims_are_signed_for_the_new_name_with_the_blobs_in_the_order_of_the_manifest(database: str) -> None:
+    async with opened(database) as db:
+        accounts, catalog = accounts_on(db), PostgresCatalog(db)
+        await accounts.add_user("ann", PASSWORD, BY)
+        layers = [blob(f"layer {number}") for number in range(5)]
+        for layer in reversed(layers):
+            await add(catalog, "ann/app", layer)
+        image = manifest(" ".join(str(layer.digest) for layer in layers).encode(), layers)
+        await catalog.put_manifest("ann/app", image, ["1"], Signer(), BY)
+        await catalog.put_manifest("ann/app", manifest(b"of nothing"), ["2"], Signer(), BY)
+        await accounts.rename_account("ann", "zoe", BY)
+        found = [await catalog.manifest("zoe/app", tag) for tag in ("1", "2")]
+        assert [one.claim for one in found if one is not None] == [
+            resign("zoe/app", image.digest, [layer.ref for layer in layers]),
+            resign("zoe/app", Digest.of(b"of nothing"), []),
+        ]
 
 
 async def test_who_leaves_at_the_same_time_does_not_leave_nobody(database: str) -> None:

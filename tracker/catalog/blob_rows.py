@@ -11,7 +11,7 @@ from typing import Final
 
 from p2pregistry.content.metainfo import BlobRef, Metainfo
 from p2pregistry.digest import Digest
-from tracker.catalog.base import TOUCH, BlobHere
+from tracker.catalog.base import TOUCH, BlobHere, no_repository
 from tracker.catalog.keys import digest_key, key_digest
 from tracker.catalog.policies import Quota, check_room
 from tracker.catalog.sessions import Lease, unknown
@@ -22,6 +22,12 @@ from tracker.catalog.visible import Visible
 from tracker.catalog.visible_postgres import ADMITTED, admission
 from tracker.db import Connection
 
+_GIVEN_UP: Final = "select from former_names where name = split_part(%s, '/', 1)"
+_MAKE: Final = """
+insert into repositories (name, private)
+select %s, %s where not exists (select from former_names where name = split_part(%s, '/', 1))
+on conflict (name) do nothing returning id
+"""
 _HERE: Final = """
 select b.digest, b.size, b.root, b.object from blobs b
 join repository_blobs rb on rb.blob_id = b.id join repositories r on r.id = rb.repository_id
@@ -64,15 +70,15 @@ for key share of b, rb
 
 
 def repository_id(connection: Connection, name: str, private: bool) -> int:
-    """The id of a repository, which is made if it is not there, private or not; it stays until the commit."""
+    """The id of a repository, which is made if it is not there, private or not; it stays until the commit. Raises
+    NotFound (NAME_UNKNOWN) for a new one in a namespace that was given up: nobody has it, or ever will."""
     # The plain look-up first: an insert that meets a row still uses up an id and writes to the log.
     for _ in range(3):
         row = connection.execute("select id from repositories where name = %s for key share", (name,)).fetchone()
         if row is None:
-            row = connection.execute(
-                "insert into repositories (name, private) values (%s, %s) on conflict (name) do nothing returning id",
-                (name, private),
-            ).fetchone()
+            row = connection.execute(_MAKE, (name, private, name)).fetchone()
+            if row is None and connection.execute(_GIVEN_UP, (name,)).fetchone() is not None:
+                raise no_repository(name)
         if row is not None:
             return int(row[0])
         # Another transaction made it, or removed it, while this one waited; the next statement sees it.

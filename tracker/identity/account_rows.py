@@ -45,7 +45,7 @@ _REHASH: Final = "update accounts set password = %s where id = %s and password =
 _DISABLE: Final = "update accounts set disabled_at = case when %s then now() end where id = %s"
 _ADMINISTRATOR: Final = "update accounts set administrator = %s where id = %s"
 _ADMINISTRATORS: Final = """
-select id from accounts where administrator and disabled_at is null order by id for no key update
+select id from accounts where administrator and disabled_at is null
 """
 _ANY_ADMINISTRATOR: Final = "select exists (select from accounts where administrator)"
 _END_SESSIONS: Final = (
@@ -62,8 +62,8 @@ select name from repositories where name = %s or (name > %s || '/' and name < %s
 _CLEAR_SETUP: Final = "delete from setup"
 _NEW_SETUP: Final = "insert into setup (hash, expires_at) values (%s, now() + %s * interval '1 second')"
 _USE_SETUP: Final = "delete from setup where hash = %s and expires_at > now() returning true"
-#: Any number will do, as long as all trackers use the same.
-_LOCK_SETUP: Final = "select pg_advisory_xact_lock(hashtext('p2pregistry.setup'))"
+#: Taken before any row by whoever may change who the administrators are: one after the other, and never in a circle.
+_LOCK_ADMINISTRATORS: Final = "select pg_advisory_xact_lock(hashtext('p2pregistry.administrators'))"
 
 
 def account(connection: Connection, name: str) -> Account | None:
@@ -130,6 +130,7 @@ def _keep_administrator(connection: Connection, account_id: int) -> None:
 
 def set_disabled(connection: Connection, name: str, disabled: bool, by: By) -> None:
     """See Accounts."""
+    connection.execute(_LOCK_ADMINISTRATORS)
     user = held(connection, name, "user")
     if disabled == (user.disabled is not None):
         return
@@ -142,6 +143,7 @@ def set_disabled(connection: Connection, name: str, disabled: bool, by: By) -> N
 
 def set_administrator(connection: Connection, name: str, administrator: bool, by: By) -> None:
     """See Accounts."""
+    connection.execute(_LOCK_ADMINISTRATORS)
     user = held(connection, name, "user")
     if user.administrator == administrator:
         return
@@ -153,6 +155,7 @@ def set_administrator(connection: Connection, name: str, administrator: bool, by
 
 def delete_account(connection: Connection, name: str, repositories: bool, by: By) -> None:
     """See Accounts."""
+    connection.execute(_LOCK_ADMINISTRATORS)
     going = held(connection, name)
     _keep_administrator(connection, going.id)
     for organization_id, organization in connection.execute(_OWNED, (going.id,)).fetchall():
@@ -179,7 +182,7 @@ def needs_setup(connection: Connection) -> bool:
 
 def new_setup(connection: Connection, hashed: bytes, lifetime: float, by: By) -> None:
     """See Accounts; ``hashed`` is the secret's."""
-    connection.execute(_LOCK_SETUP)
+    connection.execute(_LOCK_ADMINISTRATORS)
     if not needs_setup(connection):
         raise conflict("there is an administrator")
     connection.execute(_CLEAR_SETUP)
@@ -189,7 +192,7 @@ def new_setup(connection: Connection, hashed: bytes, lifetime: float, by: By) ->
 
 def set_up(connection: Connection, hashed: bytes, name: str, password: str, by: By) -> Account:
     """See Accounts; secret and password are hashed."""
-    connection.execute(_LOCK_SETUP)
+    connection.execute(_LOCK_ADMINISTRATORS)
     if connection.execute(_USE_SETUP, (hashed,)).fetchone() is None or not needs_setup(connection):
         raise not_set_up()
     made = add(connection, "user", name, password, True)
@@ -199,7 +202,7 @@ def set_up(connection: Connection, hashed: bytes, name: str, password: str, by: 
 
 def ensure_administrator(connection: Connection, name: str, password: str | None) -> None:
     """See Accounts; ``password`` is hashed, None: it is the one that is kept."""
-    connection.execute(_LOCK_SETUP)  # several trackers may start at once
+    connection.execute(_LOCK_ADMINISTRATORS)  # several trackers may start at once
     if account(connection, name) is None:
         add_user(connection, name, password, True, SYSTEM)
         return

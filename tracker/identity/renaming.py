@@ -35,16 +35,22 @@ _TAGS: Final = """
 select r.name, t.name, m.digest from repositories r join tags t on t.repository_id = r.id
 join manifests m on m.id = t.manifest_id where r.id = any(%s::bigint[])
 """
+# Who signs claims again in the background leaves them alone until the commit, and then reads the new names.
+_LOCK_CLAIMS: Final = "select pg_advisory_xact_lock(hashtext('p2pregistry.claims'))"
+# Blobs in the order in which the manifest names them.
 _MANIFESTS: Final = """
-select rm.manifest_id, m.digest, array_remove(array_agg(b.id order by b.id), null),
-    array_agg(b.digest::bytea order by b.id), array_agg(b.size order by b.id), array_agg(b.root order by b.id)
+select rm.manifest_id, m.digest, array_remove(array_agg(b.digest::bytea order by at.place), null),
+    array_remove(array_agg(b.size order by at.place), null), array_remove(array_agg(b.root order by at.place), null)
 from repository_manifests rm join manifests m on m.id = rm.manifest_id
 left join manifest_blobs mb on mb.repository_id = rm.repository_id and mb.manifest_id = rm.manifest_id
 left join blobs b on b.id = mb.blob_id
+left join lateral (
+    select position(convert_to(encode(substring(b.digest from 2), 'hex'), 'UTF8') in m.body) as place
+) at on true
 where rm.repository_id = %s group by rm.manifest_id, m.digest
 """
 _CLAIMS: Final = """
-update repository_manifests rm set claim = c.claim, claim_kid = null
+update repository_manifests rm set claim = c.claim
 from unnest(%s::bigint[], %s::text[]) as c (manifest_id, claim)
 where rm.repository_id = %s and rm.manifest_id = c.manifest_id
 """
@@ -70,6 +76,7 @@ _GLOBS: Final = (
 
 def rename_account(connection: Connection, name: str, to: str, resign: Resign, by: By) -> Account:
     """See Accounts."""
+    connection.execute(_LOCK_CLAIMS)
     account = held(connection, name)
     former = connection.execute(_FORMER, (to,)).fetchone()
     if name == to or (former is not None and former[0] != account.id):
@@ -109,11 +116,8 @@ def _check_room(connection: Connection, name: str, to: str, repositories: list[s
 
 def _sign_anew(connection: Connection, repository_id: int, repository: str, resign: Resign) -> None:
     ids, claims = [], []
-    for manifest_id, digest, there, digests, sizes, roots in connection.execute(
-        _MANIFESTS, (repository_id,)
-    ).fetchall():
-        parts = zip(digests, sizes, roots, strict=True) if there else ()
-        blobs = [BlobRef(key_digest(key), size, root) for key, size, root in parts]
+    for manifest_id, digest, *parts in connection.execute(_MANIFESTS, (repository_id,)).fetchall():
+        blobs = [BlobRef(key_digest(key), size, root) for key, size, root in zip(*parts, strict=True)]
         ids.append(manifest_id)
         claims.append(resign(repository, key_digest(digest), blobs))
     connection.execute(_CLAIMS, (ids, claims, repository_id))
