@@ -24,12 +24,14 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from p2pregistry import admin
 from p2pregistry.oci.media import OCTET_STREAM
+from p2pregistry.testing import secrets_used
 from p2pregistry.testing.images import Descriptor, Layout
 
 T = TypeVar("T")
 #: Seconds; only a test that fails takes as long.
 PATIENCE = 60.0
-_USER, _PASSWORD = "pusher", "secret"
+_USER = "pusher"
+_PASSWORD = secrets_used.used("the-password-of-pusher", "the pusher's password", user=_USER)
 
 
 def eventually(what: str, check: Callable[[], T], *, within: float = PATIENCE) -> T:
@@ -184,6 +186,7 @@ def up(folder: Path, nodes: int = 2) -> Iterator[Cluster]:
     command = [sys.executable, "-m", "p2pregistry", "up", "--nodes", str(nodes), "--port", "0", "--json"]
     with _running([*command, "--data-dir", str(folder / "data")], folder) as (_, facts):
         tracker = facts["tracker"]
+        secrets_used.used(tracker["password"], "the password that was made", user=tracker["username"])
         yield Cluster(
             Daemon(tracker), [Daemon(node) for node in facts["nodes"]], tracker["username"], tracker["password"]
         )
@@ -258,12 +261,14 @@ def _running(command: Sequence[str], folder: Path) -> Iterator[tuple[subprocess.
         line = process.stdout.readline()
         if not line:
             raise AssertionError(f"{' '.join(command)} did not start:\n{log.read_text('utf-8')[-3000:]}")
+        secrets_used.check_arguments(process.pid)
         yield process, json.loads(line)
         if process.poll() is None:
             process.send_signal(signal.SIGTERM)
             assert process.wait(PATIENCE) == 0, log.read_text("utf-8")[-3000:]
         else:
             assert process.returncode == -signal.SIGKILL, f"it ended:\n{log.read_text('utf-8')[-3000:]}"
+        secrets_used.check(folder)
     finally:
         # "up" is asked first, also after a failure: killed, it could not stop its own
         if process.poll() is None:

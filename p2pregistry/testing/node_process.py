@@ -14,6 +14,7 @@ from typing import Any
 
 from p2pregistry.admin import get
 from p2pregistry.digest import Digest
+from p2pregistry.testing import secrets_used
 
 #: Seconds; only a test that fails takes as long.
 _PATIENCE = 60
@@ -78,10 +79,12 @@ def node_process(folder: Path, tracker_url: str | None = None, **sets: object) -
         line = process.stdout.readline()
         if not line:
             raise AssertionError(f"the node did not start:\n{(folder / 'log').read_text('utf-8')[-3000:]}")
+        secrets_used.check_arguments(process.pid)
         yield NodeProcess(process, json.loads(line))
         if process.poll() is None:
             process.send_signal(signal.SIGTERM)
             assert process.wait(_PATIENCE) == 0
+        secrets_used.check(folder)
     finally:
         process.kill()
         process.wait()

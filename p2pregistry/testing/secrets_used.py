@@ -39,8 +39,13 @@ def used(text: str, what: str, *, user: str | None = None) -> str:
         if len(form) >= SHORTEST:
             _used[form] = what
     if user is not None:
-        _used[base64.b64encode(f"{user}:{text}".encode()).decode("ascii").rstrip("=")] = f"{what}, as it is sent"
+        _used[b64(f"{user}:{text}").rstrip("=")] = f"{what}, as it is sent"
     return text
+
+
+def b64(text: str) -> str:
+    """As the scheme Basic sends it."""
+    return base64.b64encode(text.encode()).decode("ascii")
 
 
 def used_in_url(url: str, what: str) -> None:

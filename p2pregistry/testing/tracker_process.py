@@ -16,8 +16,10 @@ from typing import Any
 
 from p2pregistry.digest import Digest
 from p2pregistry.oci.media import OCI_MANIFEST
+from p2pregistry.testing import secrets_used
 
-_USER, _PASSWORD = "pusher", "secret"
+_USER = "pusher"
+_PASSWORD = secrets_used.used("the-password-of-pusher", "the pusher's password", user=_USER)
 AUTHORIZATION = "Basic " + base64.b64encode(f"{_USER}:{_PASSWORD}".encode()).decode()
 #: Seconds; only a test that fails takes as long.
 _PATIENCE = 60
@@ -68,10 +70,13 @@ def tracker(folder: Path, settings: Mapping[str, str] | None = None) -> Iterator
         line = process.stdout.readline()
         if not line:
             raise AssertionError(f"the tracker did not start:\n{(folder / 'log').read_text('utf-8')[-3000:]}")
+        secrets_used.used_in_url(sets.get("database.dsn", ""), "the database's password")
+        secrets_used.check_arguments(process.pid)
         yield TrackerProcess(process, json.loads(line))
         if process.poll() is None:
             process.send_signal(signal.SIGTERM)
             assert process.wait(_PATIENCE) == 0
+        secrets_used.check(folder)
     finally:
         process.kill()
         process.wait()
