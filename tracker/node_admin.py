@@ -19,6 +19,7 @@ from p2pregistry.trust.join_token import JoinToken, format_join_token
 from p2pregistry.trust.proof import fingerprint, public_key_of
 from tracker.admin import Routes, document, invalid, number, operator, wanted
 from tracker.catalog.nodes import Grant, JoinTokenRow, NodeRow, Nodes
+from tracker.catalog.trail import By
 from tracker.settings import LABEL
 
 #: Labels of one node, globs of one node, and nodes in one answer, at most.
@@ -64,16 +65,7 @@ def routes(nodes: Nodes, facts: Callable[[], Facts]) -> Routes:
     """``/node-tokens`` and ``/nodes``. ``facts`` is asked each time."""
 
     async def add_token(request: Request) -> object:
-        new, known = await document(request, NewToken), facts()
-        if known.plain:
-            raise invalid("this tracker lets every node in (peer.plain), so there is nothing to join with a token")
-        if (new.uses is not None and not 1 <= new.uses <= 1_000_000) or not 0 < new.lasts <= _LONGEST:
-            raise invalid("a join token is for 1 to 1000000 nodes, or any number, and lasts 90 days at most")
-        grant = Grant(_swarm(new.swarm or known.swarm), check_pulls(new.pulls), check_labels(new.labels))
-        secret = secrets.token_urlsafe(32)
-        hashed = hashlib.sha256(secret.encode("ascii")).digest()
-        made = await nodes.add_token(hashed, grant, new.uses, new.lasts, operator(request))
-        text = format_join_token(JoinToken(known.url, _fingerprint(known.peer_id), known.root_key, secret))
+        made, text = await make_token(nodes, facts(), await document(request, NewToken), operator(request))
         return {**_token(made), "token": text}
 
     async def tokens(_request: Request) -> object:
@@ -122,6 +114,19 @@ def routes(nodes: Nodes, facts: Callable[[], Facts]) -> Routes:
         ("POST", "/nodes/node"): change,
         ("GET", "/nodes/settings"): settings,
     }
+
+
+async def make_token(nodes: Nodes, known: Facts, new: NewToken, by: By) -> tuple[JoinTokenRow, str]:
+    """A join token, and its text, which is not kept. Raises RequestError (400)."""
+    if known.plain:
+        raise invalid("this tracker lets every node in (peer.plain), so there is nothing to join with a token")
+    if (new.uses is not None and not 1 <= new.uses <= 1_000_000) or not 0 < new.lasts <= _LONGEST:
+        raise invalid("a join token is for 1 to 1000000 nodes, or any number, and lasts 90 days at most")
+    grant = Grant(_swarm(new.swarm or known.swarm), check_pulls(new.pulls), check_labels(new.labels))
+    secret = secrets.token_urlsafe(32)
+    hashed = hashlib.sha256(secret.encode("ascii")).digest()
+    made = await nodes.add_token(hashed, grant, new.uses, new.lasts, by)
+    return made, format_join_token(JoinToken(known.url, _fingerprint(known.peer_id), known.root_key, secret))
 
 
 def check_pulls(patterns: Sequence[str]) -> tuple[str, ...]:
