@@ -294,8 +294,8 @@ class OfKind(Document, frozen=True):
 
 
 class Token(msgspec.Struct, frozen=True):
-    """What is known of a secret that was given out. ``hint``: its last characters. ``scopes`` null: all that the account
-    may. One that was revoked or has expired is good for nothing and stays in the list."""
+    """What is known of a secret that was given out. ``hint``: its last characters. ``scopes`` null: all that its
+    account may. One that was revoked or has expired is good for nothing and stays in the list."""
 
     id: int
     kind: TokenKind
@@ -372,7 +372,7 @@ class MadeJoinToken(msgspec.Struct, frozen=True):
 
 
 class Node(msgspec.Struct, frozen=True):
-    """``joined_by``: which join token, or who it was by its identity token. ``expires_at``: when its credential does."""
+    """``joined_by``: which join token, or who it was by its identity token. ``expires_at``: of its credential."""
 
     peer_id: str
     swarm: str

@@ -105,9 +105,9 @@ def _wrong() -> RequestError:
 def _find(request: Request) -> tuple[Route, Mapping[str, str]]:
     raw = request.target.partition("?")[0]
     # slashes within a name are %2F, so that the path is taken apart before it is decoded
-    segments = tuple(unquote(part) for part in raw.removeprefix(PREFIX).split("/")[1:])
+    segments = tuple(_name(unquote(part)) for part in raw.removeprefix(PREFIX).split("/")[1:])
     found = [(route, path) for route in ROUTES if (path := route.match(segments)) is not None]
-    if not raw.startswith(PREFIX + "/") or not found or not all(map(_printable, segments)):
+    if not raw.startswith(PREFIX + "/") or not found:
         raise NotFound("NAME_UNKNOWN", f"there is no such endpoint; see {PREFIX}/openapi.json")
     for route, path in found:
         if route.method == request.method:
@@ -116,8 +116,9 @@ def _find(request: Request) -> tuple[Route, Mapping[str, str]]:
     raise RequestError("UNSUPPORTED", "this cannot be done here", headers={"Allow": allowed})
 
 
-def _printable(text: str) -> bool:
-    return text.isascii() and text.isprintable() and len(text) <= 300
+def _name(text: str) -> str:
+    """What could be a name; else one that nothing has, so that it is as unknown as others."""
+    return text if text.isascii() and text.isprintable() and len(text) <= 300 else "?"
 
 
 def _query(request: Request, kind: type[d.Document]) -> d.Document:
