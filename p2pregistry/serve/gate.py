@@ -7,13 +7,13 @@ those that the program names (enrolment). On a network that the operator trusts 
 from __future__ import annotations
 
 import secrets
-from collections.abc import Callable, Collection
+from collections.abc import AsyncIterator, Callable, Collection
 from typing import Final
 
 import trio
 
 from p2pregistry.errors import BadContent, RequestError
-from p2pregistry.serve.http import Handler, Request, Response
+from p2pregistry.serve.http import Handler, Request, Response, Stream
 from p2pregistry.serve.turnstile import Turnstile, network_of
 from p2pregistry.sessions import (
     MAX_OPENING,
@@ -34,6 +34,7 @@ from p2pregistry.sessions import (
     token_of,
     unproven,
 )
+from p2pregistry.store.base import FilePart
 from p2pregistry.trust.proof import verify_proof
 from p2pregistry.trust.records import ANYONE, Caller, named_peer
 
@@ -42,6 +43,9 @@ from p2pregistry.trust.records import ANYONE, Caller, named_peer
 PER_PEER: Final = 2000.0
 PER_STRANGER: Final = 100.0
 STRANGERS_AT_ONCE: Final = 5000.0
+
+#: Seconds after which it is looked whether the receiver of an endless answer is still known.
+LOOK_AGAIN: Final = 5.0
 
 _LOOPBACK: Final = frozenset({"127.0.0.1", "::/64", ""})
 _JSON = ("Content-Type", "application/json")
@@ -86,7 +90,35 @@ class Gate:
             if request.path not in self._open_paths:
                 raise unproven("a session is needed here")
         request.caller = caller or ANYONE
-        return await self._handler(request)
+        response = await self._handler(request)
+        if token is not None and isinstance(response.body, Stream) and response.body.endless:
+            response.body.chunks = _WhileKnown(response.body.chunks, self._desk, token)
+        return response
+
+
+class _WhileKnown:
+    """What is sent without an end goes on only while its receiver is known: it may have been revoked since it asked."""
+
+    def __init__(self, chunks: AsyncIterator[FilePart | bytes] | AsyncIterator[bytes], desk: Desk, token: str) -> None:
+        self._chunks, self._desk, self._token = chunks, desk, token
+        self._looked = trio.current_time()
+
+    def __aiter__(self) -> _WhileKnown:
+        return self
+
+    async def __anext__(self) -> FilePart | bytes:
+        item = await anext(self._chunks)
+        if trio.current_time() - self._looked >= LOOK_AGAIN:
+            self._looked = trio.current_time()
+            if await self._desk.caller(self._token) is None:
+                raise StopAsyncIteration
+        return item
+
+    async def aclose(self) -> None:
+        """See Stream."""
+        close = getattr(self._chunks, "aclose", None)
+        if close is not None:
+            await close()
 
 
 def _only_post(request: Request) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import contextlib
 import json
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from typing import Any
 
 import pytest
@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from p2pregistry.errors import BadContent, RequestError
 from p2pregistry.serve.gate import Gate, MemoryDesk, plain
-from p2pregistry.serve.http import Request, Response
+from p2pregistry.serve.http import Request, Response, Stream
 from p2pregistry.serve.turnstile import Turnstile
 from p2pregistry.sessions import (
     DRIFT,
@@ -36,7 +36,7 @@ from p2pregistry.sessions import (
     read_opening,
     token_of,
 )
-from p2pregistry.testing.handlers import call
+from p2pregistry.testing.handlers import ScriptedBody, call
 from p2pregistry.testing.members import Authority, Member, open_session
 from p2pregistry.testing.sessions import Clock, Place, check_desk
 from p2pregistry.trust.proof import sign_proof
@@ -248,6 +248,35 @@ async def test_the_gate_makes_a_session_and_knows_it_again() -> None:
     authority.revoked.add(member.peer_id)
     assert (await call(gate, "GET", "/p2p/v1/anything", headers=headers)).status == 401
     assert (await call(gate, "POST", "/p2p/v1/session", body)).status == 401
+
+
+async def test_an_endless_answer_ends_when_its_receiver_is_not_known_any_more(autojump_clock: trio.abc.Clock) -> None:
+    closed = trio.Event()
+
+    async def lines() -> AsyncIterator[bytes]:
+        try:
+            while True:
+                yield b"line\n"
+                await trio.sleep(1)
+        finally:
+            closed.set()
+
+    async def tell(_request: Request) -> Response:
+        return Response(200, [], Stream(lines(), None, endless=True))
+
+    authority, own, member = Authority(), Member().peer_id, Member()
+    desk = MemoryDesk(authority, own)
+    token = await open_session(desk, member, authority.issue(member.peer_id), own)
+    request = Request("POST", "/p2p/v1/have", (("authorization", f"Session {token}"),), ScriptedBody([]))
+    body = (await Gate(tell, desk)(request)).body
+    assert isinstance(body, Stream)
+    started = trio.current_time()
+    async for _ in body.chunks:
+        if trio.current_time() - started >= 20:
+            authority.revoked.add(member.peer_id)
+    assert 20 <= trio.current_time() - started <= 26
+    await body.chunks.aclose()  # type: ignore[union-attr]  # as the listener does
+    assert closed.is_set()
 
 
 @pytest.mark.parametrize("path", ["/p2p/v1/nonce", "/p2p/v1/session"])
