@@ -95,27 +95,32 @@ class Daemons:
         self.stop(self._started)
 
 
-def tracker_settings(folder: Path, address: str) -> dict[str, dict[str, object]]:
-    """Of a tracker that is reached at ``address`` on the usual ports. Its password is written to a file."""
+def tracker_settings(
+    folder: Path, address: str, *, name: str = "tracker", ports: int = 5050, plain: bool = True
+) -> dict[str, dict[str, object]]:
+    """Of a tracker that is reached at ``address`` on the usual ports, or those from another number on. Its password is
+    written to a file. ``plain``: nodes and it speak plain HTTP."""
     password = folder / "password"
     password.write_text("password\n")
     return {
-        "tracker": {"data_dir": str(folder / "tracker"), "insecure": True, "log_format": "console"},
-        "registry": {"host": [address], "port": 5050},
-        "peer": {"host": address, "port": 5051, "plain": True},
-        "libp2p": {"host": address, "port": 5052},
-        "metrics": {"host": "127.0.0.1", "port": 5053},
+        "tracker": {"data_dir": str(folder / name), "insecure": True, "log_format": "console"},
+        "registry": {"host": [address], "port": ports},
+        "peer": {"host": address, "port": ports + 1, "plain": plain},
+        "libp2p": {"host": address, "port": ports + 2},
+        "metrics": {"host": "127.0.0.1", "port": ports + 3},
         "auth": {"username": "bench", "password_file": str(password), "new_repositories": "public"},
     }
 
 
 def node_settings(data: Path, tracker: Daemon, *, zone: str = "") -> dict[str, dict[str, object]]:
-    """Of a node with an empty directory and the usual ports."""
+    """Of a node with an empty directory and the usual ports, which speaks with others as its tracker does."""
+    plain = str(tracker.facts["peer_url"]).startswith("http://")
+    peer_id = {} if plain else {"peer_id": tracker.facts["peer_id"]}
     return {
         "node": {"data_dir": str(data), "zone": zone, "log_format": "console"},
         "pull": {"host": ["127.0.0.1"], "port": 5000},
-        "tracker": {"url": tracker.facts["peer_url"], "root_key": tracker.facts["root_key"]},
-        "peer": {"plain": True},
+        "tracker": {"url": tracker.facts["peer_url"], "root_key": tracker.facts["root_key"], **peer_id},
+        "peer": {"plain": plain},
         "cache": {"min_free": 0},
     }
 

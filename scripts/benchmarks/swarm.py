@@ -14,7 +14,7 @@ import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +31,7 @@ from p2pregistry.testing.images import MIB, Layout, make_image
 
 PARALLEL = 3  # blobs at once, as container engines do
 HEAD_START = 1.0  # seconds in which every client learns when to begin
+KINDS = {"plain": ("plain",), "tls": ("tls",), "both": ("plain", "tls")}
 BUSY = 0.9  # the part of the processors' time beyond which they, and not the links, are what was measured
 PREFIX, LOCK = "p2pregistry-swarm-", "lock"  # of the directory of a run
 DIRECT_SECONDS = 40.0  # how long the direct downloads may take by their bound, unless all of the image is asked for
@@ -78,6 +79,12 @@ def arguments(parser: argparse.ArgumentParser) -> None:
         choices=("short", "direct", "none"),
         default="short",
         help="direct downloads beside it: of a smaller image that takes less than a minute, of the same, or none",
+    )
+    parser.add_argument(
+        "--transport",
+        choices=("plain", "tls", "both"),
+        default="plain",
+        help="how all speak with each other; both: in turns, and how one compares to the other",
     )
     parser.add_argument("--force", action="store_true", help="report even if the processors were the limit, marked")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="a setting of all nodes")
@@ -207,17 +214,24 @@ def run(args: argparse.Namespace, report: Report) -> None:
         machines = stack.enter_context(network(folder, plan.links, delay_ms=plan.delay))
         report.machine["links_measured_mbit"] = _measured(machines)
         started = stack.enter_context(daemons(folder))
-        bench = Bench(plan, folder, machines, started, _tracker(started, plan, folder, machines[0]))
-        swarmed, direct = [], []
+        trackers = {kind: _tracker(started, plan, folder, machines[0], kind) for kind in KINDS[args.transport]}
+        kind, tracker = next(iter(trackers.items()))
+        bench = Bench(plan, folder, machines, started, tracker)
+        swarmed, direct, secure = [], [], []
         for turn in range(args.runs or 1):
             swarmed.append(_swarm_round(bench, turn))
-            _tell(f"round {turn + 1}: swarm", swarmed[-1])
+            _tell(f"round {turn + 1}: swarm, {kind}", swarmed[-1])
+            if args.transport == "both":
+                secure.append(_swarm_round(replace(bench, tracker=trackers["tls"]), turn))
+                _tell(f"round {turn + 1}: swarm, tls", secure[-1])
             if args.against != "none":
                 size = plan.size if args.against == "direct" else _short(plan)
                 direct.append(_direct_round(bench, turn, size))
                 _tell(f"round {turn + 1}: direct", direct[-1])
     _report(report, plan, swarmed, direct)
-    _judge_processors(report, swarmed, direct, args.force)
+    if secure:
+        _compare(report, swarmed, secure)
+    _judge_processors(report, [*swarmed, *secure], direct, args.force)
 
 
 @contextmanager
@@ -261,10 +275,11 @@ def _measured(machines: Sequence[Machine]) -> dict[str, float]:
     return {name: round(rate, 2) for name, rate in found.items()}
 
 
-def _tracker(started: Daemons, plan: Plan, folder: Path, machine: Machine) -> Daemon:
-    say("starting the tracker")
-    settings = tracker_settings(folder, machine.address)
-    tracker = started.start("tracker", "tracker", settings, machine.command, plan.tracker_sets)
+def _tracker(started: Daemons, plan: Plan, folder: Path, machine: Machine, kind: str) -> Daemon:
+    say(f"starting the tracker, {kind}")
+    name, ports = ("tracker", 5050) if kind == "plain" else ("tracker-tls", 5150)
+    settings = tracker_settings(folder, machine.address, name=name, ports=ports, plain=kind == "plain")
+    tracker = started.start("tracker", name, settings, machine.command, plan.tracker_sets)
     tracker.wait()
     return tracker
 
@@ -451,6 +466,18 @@ def _report(report: Report, plan: Plan, swarmed: Sequence[Pulls], direct: Sequen
         for kind, all_found in (("swarm", swarmed), ("direct", direct))
         for found in all_found
     ]
+
+
+def _compare(report: Report, plain: Sequence[Pulls], secure: Sequence[Pulls]) -> None:
+    """Rates, so that the ratio is below 1 where TLS is slower."""
+    for name, share in (("p50", 0.5), ("slowest", 1.0)):
+        rates = [
+            [found.size / MB / usage.percentile(found.seconds, share) for found in kind] for kind in (secure, plain)
+        ]
+        report.ratio(f"TLS, {name}", rates[0], "MB/s", "plain", rates[1], 0.85)
+    for kind, pulls in (("plain", plain), ("TLS", secure)):
+        report.value(f"{kind}: CPU, all programs", [sum(found.cpu.values()) for found in pulls], "s")
+        report.value(f"{kind}: processors busy", [100 * found.busy for found in pulls], "%")
 
 
 def _judge_processors(report: Report, swarmed: Sequence[Pulls], direct: Sequence[Pulls], force: bool) -> None:

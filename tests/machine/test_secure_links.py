@@ -123,6 +123,49 @@ async def test_many_at_once(blob: Path) -> None:
                     nursery.start_soon(ask, number)
 
 
+async def test_a_connection_that_the_server_has_ended_meanwhile_is_made_again(blob: Path) -> None:
+    async with running(content(blob), tls=TLS, limits=Limits(idle_time=0.1)) as url, client(url) as made:
+        for _ in range(2):
+            assert await made.get("/1/2", limit=10) == BODY[1:3]
+            await trio.sleep(0.4)
+
+
+async def test_body_in_crumbs_ends_in_time(blob: Path) -> None:
+    """However few bytes of the last record are on their way, the low-water mark is below them."""
+    async with running(content(blob), tls=TLS) as url, trickle(url, 7_001) as there, client(there) as made:
+        with trio.fail_after(PATIENCE):
+            for length in (1, 16_383, 16_385, 33_000, 90_000, 150_001):
+                assert await read(made, f"/0/{length}") == BODY[:length]
+
+
+@asynccontextmanager
+async def trickle(url: str, step: int) -> AsyncIterator[str]:
+    """What passes bytes on to ``url``, and back ``step`` at a time with pauses."""
+    (listener,) = await trio.open_tcp_listeners(0, host="127.0.0.1")
+
+    async def serve(near: trio.SocketStream) -> None:
+        far = await connect(url.replace("https", "http"))
+        assert isinstance(far, trio.SocketStream)
+
+        async def back() -> None:
+            with contextlib.suppress(trio.BrokenResourceError):
+                while data := await far.receive_some(step):
+                    await near.send_all(data)
+                    await trio.sleep(0.002)
+
+        async with near, far, trio.open_nursery() as nursery:
+            nursery.start_soon(back)
+            with contextlib.suppress(trio.BrokenResourceError):
+                while data := await near.receive_some():
+                    await far.send_all(data)
+            nursery.cancel_scope.cancel()
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(trio.serve_listeners, serve, [listener])
+        yield f"https://127.0.0.1:{listener.socket.getsockname()[1]}"
+        nursery.cancel_scope.cancel()
+
+
 async def test_one_whose_fingerprint_is_known(blob: Path) -> None:
     async with running(content(blob), tls=TLS) as url:
         made = Client(url, fingerprint=fingerprint(KEY.public_key()))
