@@ -142,7 +142,7 @@ class _Parts:
 def _assemble(
     settings: TrackerSettings,
     keeper: KeyKeeper,
-    accounts: Accounts,
+    accounts: PostgresAccounts,
     db: Db,
     objects: ObjectStore,
     router: DhtRouter,
@@ -189,7 +189,7 @@ def _assemble(
         ),
     }
     runner = _hook_runner(settings, hooks)
-    tasks = (uploads.run, probe.run, announces.run, sweeper.run, runner.run, keeper.run, bulletin.run)
+    tasks = (uploads.run, probe.run, announces.run, sweeper.run, runner.run, keeper.run, bulletin.run, accounts.run)
     return _Parts(handlers, tasks)
 
 

@@ -1,4 +1,4 @@
-"""Every ``Accounts`` keeps every promise of ``tracker.identity.check``."""
+"""Every ``Accounts`` keeps every promise of ``tracker.identity.check`` and ``check_tokens``."""
 
 from __future__ import annotations
 
@@ -18,10 +18,13 @@ from tracker.catalog.memory import MemoryCatalog
 from tracker.catalog.migrate import migrate
 from tracker.catalog.postgres import PostgresCatalog
 from tracker.db import Connection, Db
-from tracker.identity.check import BY, CASES, OTHER, PASSWORD, Subject
+from tracker.identity import check, check_tokens
+from tracker.identity.check import BY, OTHER, PASSWORD, Subject
 from tracker.identity.memory import MemoryAccounts
 from tracker.identity.passwords import Passwords
 from tracker.identity.postgres import PostgresAccounts
+
+CASES = check.CASES | check_tokens.CASES
 
 
 def resign(repository: str, digest: Digest, blobs: Sequence[BlobRef]) -> str:
@@ -285,12 +288,17 @@ async def test_rights_are_kept_until_somebody_says_that_they_have_changed(databa
         await here.add_organization("acme", "ann", BY)
         bob = await here.identity_of("bob")
         assert not (await here.rights(bob)).manages("acme")
+        await elsewhere.follow()
         assert not (await elsewhere.rights(bob)).manages("acme")
         await here.set_member("acme", "bob", "admin", BY)
         assert (await here.rights(bob)).manages("acme"), "its own changes it knows of"
         assert not (await elsewhere.rights(bob)).manages("acme")
-        elsewhere.forget()
+        await elsewhere.follow()
         assert (await elsewhere.rights(bob)).manages("acme")
+        kept = await elsewhere.rights(bob)
+        await add(PostgresCatalog(db), "acme/app", blob("layer"))
+        await elsewhere.follow()
+        assert await elsewhere.rights(bob) is kept, "a push is no change of access"
 
 
 async def test_secrets_are_kept_hashed_only(database: str) -> None:

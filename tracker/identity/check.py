@@ -9,7 +9,7 @@ from p2pregistry.errors import RequestError, SettingsError
 from tracker.catalog.base import Catalog
 from tracker.catalog.check import Signer, add, blob, manifest
 from tracker.catalog.trail import By
-from tracker.identity.base import MOST_REFRESH, Accounts, Grant, Identity
+from tracker.identity.base import Accounts, Grant, Identity
 from tracker.identity.rights import ACTIONS, Role
 
 
@@ -53,13 +53,13 @@ UNKNOWN = ("ACCOUNT_UNKNOWN", 404)
 DENIED = ("DENIED", 403)
 
 
-async def _shown(on: Subject, name: str, password: str = PASSWORD) -> Identity:
+async def shown(on: Subject, name: str, password: str = PASSWORD) -> Identity:
     found = await on.accounts.verify(name, password)
     assert found is not None
     return found
 
 
-async def _may(on: Subject, who: Identity | None, repository: str, *, private: bool = True) -> set[str]:
+async def may(on: Subject, who: Identity | None, repository: str, *, private: bool = True) -> set[str]:
     return set((await on.accounts.rights(who)).actions(repository, private=private))
 
 
@@ -130,7 +130,7 @@ async def lists_are_by_name_and_kind_and_come_in_pages(on: Subject) -> None:
 @_case
 async def a_new_password_ends_what_the_old_one_began(on: Subject) -> None:
     await on.accounts.add_user("ann", PASSWORD, BY)
-    refresh = await on.accounts.add_refresh(await _shown(on, "ann"), "docker", BY)
+    refresh = await on.accounts.add_refresh(await shown(on, "ann"), "docker", BY)
     assert await on.accounts.verify_refresh(refresh) is not None
     await on.accounts.set_password("ann", OTHER, BY)
     assert await on.accounts.verify("ann", PASSWORD) is None
@@ -148,7 +148,7 @@ async def a_new_password_ends_what_the_old_one_began(on: Subject) -> None:
 @_case
 async def a_disabled_user_is_nobody(on: Subject) -> None:
     await on.accounts.add_user("ann", PASSWORD, BY)
-    identity = await _shown(on, "ann")
+    identity = await shown(on, "ann")
     personal = await on.accounts.add_token("personal", "ann", "laptop", BY)
     refresh = await on.accounts.add_refresh(identity, "docker", BY)
     await on.accounts.set_disabled("ann", True, BY)
@@ -156,7 +156,7 @@ async def a_disabled_user_is_nobody(on: Subject) -> None:
     assert await on.accounts.verify("ann", personal.secret) is None
     assert await on.accounts.verify_refresh(refresh) is None
     assert await on.accounts.identity_of("ann") is None
-    assert await _may(on, identity, "ann/app") == set()
+    assert await may(on, identity, "ann/app") == set()
     assert await refused(on.accounts.add_refresh(identity, "docker", BY)) == DENIED
     await on.accounts.set_disabled("ann", False, BY)
     assert await on.accounts.verify("ann", PASSWORD) == identity
@@ -168,8 +168,8 @@ async def a_disabled_user_is_nobody(on: Subject) -> None:
 async def there_is_always_an_administrator(on: Subject) -> None:
     await on.accounts.add_user("root", PASSWORD, BY, administrator=True)
     await on.accounts.add_user("ann", PASSWORD, BY)
-    assert (await _shown(on, "root")).administrator
-    assert (await on.accounts.rights(await _shown(on, "root"))).administrator
+    assert (await shown(on, "root")).administrator
+    assert (await on.accounts.rights(await shown(on, "root"))).administrator
     assert await refused(on.accounts.set_administrator("root", False, BY)) == CONFLICT
     assert await refused(on.accounts.set_disabled("root", True, BY)) == CONFLICT
     assert await refused(on.accounts.delete_account("root", BY)) == CONFLICT
@@ -178,7 +178,7 @@ async def there_is_always_an_administrator(on: Subject) -> None:
     assert await refused(on.accounts.set_administrator("root", False, BY)) == CONFLICT, "a disabled one does not count"
     await on.accounts.set_disabled("ann", False, BY)
     await on.accounts.set_administrator("root", False, BY)
-    assert not (await _shown(on, "root")).administrator
+    assert not (await shown(on, "root")).administrator
     assert await refused(on.accounts.delete_account("ann", BY)) == CONFLICT
     await on.accounts.delete_account("root", BY)
 
@@ -194,7 +194,7 @@ async def the_first_administrator_is_made_once_by_a_secret(on: Subject) -> None:
     assert await refused(on.accounts.set_up(secret, "root", "short", BY)) == INVALID
     made = await on.accounts.set_up(secret, "root", PASSWORD, BY)
     assert made.administrator
-    assert (await _shown(on, "root")).administrator
+    assert (await shown(on, "root")).administrator
     assert await refused(on.accounts.set_up(secret, "again", PASSWORD, BY)) == DENIED
     assert not await on.accounts.needs_setup()
     assert await refused(on.accounts.new_setup(BY)) == CONFLICT
@@ -214,12 +214,12 @@ async def the_secret_of_the_first_administrator_expires_and_ends_with_one_made_o
 async def the_administrator_of_the_settings_is_there(on: Subject) -> None:
     for password in ("short", "short", "another one"):
         await on.accounts.ensure_administrator("root", password)
-        assert (await _shown(on, "root", password)).administrator
+        assert (await shown(on, "root", password)).administrator
     assert await on.accounts.verify("root", "short") is None
     await on.accounts.add_user("ann", PASSWORD, BY)
     await on.accounts.set_disabled("ann", True, BY)
     await on.accounts.ensure_administrator("ann", PASSWORD)
-    assert (await _shown(on, "ann")).administrator
+    assert (await shown(on, "ann")).administrator
     await on.accounts.add_organization("acme", "ann", BY)
     await on.accounts.delete_account("root", BY)
     for name in ("acme", "Root", "root", ""):
@@ -260,8 +260,8 @@ async def repositories_go_with_a_name(on: Subject) -> None:
     assert found is not None
     assert found.claim == f"zoe/app {digest} {blob('layer').digest}", "signed for the new name"
     assert await on.catalog.claims_for_blob("zoe/app", blob("layer").digest) == [found.claim]
-    assert await _may(on, await _shown(on, "zoe"), "zoe/app") == ACTIONS
-    assert await _may(on, await _shown(on, "zoe"), "ann/app") == set()
+    assert await may(on, await shown(on, "zoe"), "zoe/app") == ACTIONS
+    assert await may(on, await shown(on, "zoe"), "ann/app") == set()
     used = {one.namespace: one.used for one in await on.catalog.policies.quotas()}
     assert used.get("zoe") == 5
     assert not used.get("ann")
@@ -304,12 +304,12 @@ async def an_organization_is_renamed_with_its_teams_and_scopes(on: Subject) -> N
     assert [team.grants for team in await on.accounts.teams("corp")] == [(Grant("corp/web*", frozenset({"push"})),)]
     assert await refused(on.accounts.teams("acme")) == UNKNOWN
     assert [(one.organization, one.role) for one in await on.accounts.memberships("ann")] == [("corp", "owner")]
-    bob = await _shown(on, "bob")
-    assert await _may(on, bob, "corp/web1") == {"pull", "push"}
-    assert await _may(on, bob, "acme/web1") == set()
-    assert await _may(on, await _shown(on, "", robot.secret), "corp/any") == {"pull"}
-    assert await _may(on, await _shown(on, "", token.secret), "corp/web") == {"pull", "push"}
-    assert await _may(on, await _shown(on, "", token.secret), "corp/web1") == set()
+    bob = await shown(on, "bob")
+    assert await may(on, bob, "corp/web1") == {"pull", "push"}
+    assert await may(on, bob, "acme/web1") == set()
+    assert await may(on, await shown(on, "", robot.secret), "corp/any") == {"pull"}
+    assert await may(on, await shown(on, "", token.secret), "corp/web") == {"pull", "push"}
+    assert await may(on, await shown(on, "", token.secret), "corp/web1") == set()
 
 
 @_case
@@ -329,7 +329,7 @@ async def an_account_with_repositories_stays_unless_they_go_too(on: Subject) -> 
 # ------------------------------------------------------------------------------------------------------ organisations
 
 
-async def _acme(on: Subject) -> None:
+async def acme(on: Subject) -> None:
     for name in ("ann", "bob", "cat"):
         await on.accounts.add_user(name, PASSWORD, BY)
     await on.accounts.add_organization("acme", "ann", BY)
@@ -337,7 +337,7 @@ async def _acme(on: Subject) -> None:
 
 @_case
 async def an_organization_keeps_an_owner(on: Subject) -> None:
-    await _acme(on)
+    await acme(on)
     assert [(one.user, one.role) for one in await on.accounts.members("acme")] == [("ann", "owner")]
     assert await refused(on.accounts.set_member("acme", "ann", "member", BY)) == CONFLICT
     assert await refused(on.accounts.remove_member("acme", "ann", BY)) == CONFLICT
@@ -356,13 +356,13 @@ async def an_organization_keeps_an_owner(on: Subject) -> None:
 
 @_case
 async def a_role_decides(on: Subject) -> None:
-    await _acme(on)
+    await acme(on)
     roles: tuple[Role, ...] = ("member", "admin", "owner")
     for role in roles:
         await on.accounts.set_member("acme", "bob", role, BY)
-        bob = await _shown(on, "bob")
+        bob = await shown(on, "bob")
         on.accounts.forget()
-        assert await _may(on, bob, "acme/app") == (set() if role == "member" else ACTIONS)
+        assert await may(on, bob, "acme/app") == (set() if role == "member" else ACTIONS)
         rights = await on.accounts.rights(bob)
         assert (rights.manages("acme"), rights.owns("acme")) == (role != "member", role == "owner")
     assert [(one.organization, one.role) for one in await on.accounts.memberships("bob")] == [("acme", "owner")]
@@ -373,7 +373,7 @@ async def a_role_decides(on: Subject) -> None:
 
 @_case
 async def teams_grant_by_glob_what_they_grant(on: Subject) -> None:
-    await _acme(on)
+    await acme(on)
     await on.accounts.set_member("acme", "bob", "member", BY)
     team = await on.accounts.add_team("acme", "dev", BY)
     assert await on.accounts.teams("acme") == [team]
@@ -383,12 +383,12 @@ async def teams_grant_by_glob_what_they_grant(on: Subject) -> None:
     assert not await on.accounts.add_team_member("acme", "dev", "bob", BY)
     await on.accounts.set_grant("acme", "dev", "acme/web/**", ["push"], BY)
     await on.accounts.set_grant("acme", "dev", "acme/*", ["pull"], BY)
-    bob = await _shown(on, "bob")
-    assert await _may(on, bob, "acme/web/a/b") == {"pull", "push"}
-    assert await _may(on, bob, "acme/app") == {"pull"}
-    assert await _may(on, bob, "acme/app/deep") == set()
+    bob = await shown(on, "bob")
+    assert await may(on, bob, "acme/web/a/b") == {"pull", "push"}
+    assert await may(on, bob, "acme/app") == {"pull"}
+    assert await may(on, bob, "acme/app/deep") == set()
     await on.accounts.set_grant("acme", "dev", "acme/*", ["delete", "admin"], BY)
-    assert await _may(on, bob, "acme/app") == ACTIONS
+    assert await may(on, bob, "acme/app") == ACTIONS
     (found,) = await on.accounts.teams("acme")
     assert found.members == ("bob",)
     assert found.grants == (
@@ -397,10 +397,10 @@ async def teams_grant_by_glob_what_they_grant(on: Subject) -> None:
     )
     assert await on.accounts.remove_grant("acme", "dev", "acme/*", BY)
     assert not await on.accounts.remove_grant("acme", "dev", "acme/*", BY)
-    assert await _may(on, bob, "acme/app") == set()
+    assert await may(on, bob, "acme/app") == set()
     assert await on.accounts.remove_team_member("acme", "dev", "bob", BY)
     assert not await on.accounts.remove_team_member("acme", "dev", "bob", BY)
-    assert await _may(on, bob, "acme/web/a") == set()
+    assert await may(on, bob, "acme/web/a") == set()
     await on.accounts.add_team_member("acme", "dev", "bob", BY)
     assert await on.accounts.remove_member("acme", "bob", BY)
     assert [one.members for one in await on.accounts.teams("acme")] == [()], "who leaves, leaves its teams"
@@ -410,7 +410,7 @@ async def teams_grant_by_glob_what_they_grant(on: Subject) -> None:
 
 @_case
 async def grants_are_in_form_and_within_the_organization(on: Subject) -> None:
-    await _acme(on)
+    await acme(on)
     await on.accounts.add_team("acme", "dev", BY)
     for pattern in ("other/*", "**", "acme*", "*/x", "", "acme/a b", "acme/x:1", "acme/\0"):
         assert await refused(on.accounts.set_grant("acme", "dev", pattern, ["pull"], BY)) == INVALID
@@ -425,190 +425,12 @@ async def grants_are_in_form_and_within_the_organization(on: Subject) -> None:
     assert not await on.accounts.remove_grant("acme", "dev", "acme\0/*", BY)
 
 
-# ------------------------------------------------------------------------------------------------------------- tokens
-
-
-@_case
-async def a_personal_token_stands_for_its_user(on: Subject) -> None:
-    made = await on.accounts.add_user("ann", PASSWORD, BY, administrator=True)
-    new = await on.accounts.add_token("personal", "ann", "my laptop", BY)
-    assert new.secret.startswith("p2pr_pat_")
-    assert new.token.hint == new.secret[-4:]
-    assert (new.token.kind, new.token.account, new.token.name, new.token.scopes) == (
-        "personal",
-        "ann",
-        "my laptop",
-        None,
-    )
-    assert (new.token.created_by, new.token.expires, new.token.last_used, new.token.revoked) == (
-        "root",
-        None,
-        None,
-        None,
-    )
-    assert await on.accounts.tokens("ann") == [new.token]
-    for name in ("ann", "anything"):
-        found = await on.accounts.verify(name, new.secret)
-        assert found == Identity(made.id, "ann", True, new.token.id, None, "my laptop")
-        assert found.actor == "ann+my laptop"
-    (used,) = await on.accounts.tokens("ann")
-    assert used.last_used is not None
-    assert await on.accounts.verify("ann", new.secret[:-1]) is None
-    assert await on.accounts.verify_refresh(new.secret) is None
-    assert (await on.accounts.rights(found)).administrator
-
-
-@_case
-async def scopes_narrow_a_token(on: Subject) -> None:
-    await on.accounts.add_user("ann", PASSWORD, BY, administrator=True)
-    new = await on.accounts.add_token(
-        "personal", "ann", "ci", BY, scopes=["repository:ann/app*:push", "repository:x/y:pull"]
-    )
-    shown = await _shown(on, "ann", new.secret)
-    assert not shown.administrator
-    assert shown.scopes == new.token.scopes
-    assert await _may(on, shown, "ann/app1") == {"pull", "push"}
-    assert await _may(on, shown, "x/y") == {"pull"}
-    assert await _may(on, shown, "ann/web") == set()
-    assert await _may(on, shown, "ann/web", private=False) == {"pull"}, "as anybody"
-    rights = await on.accounts.rights(shown)
-    assert (rights.administrator, rights.manages("ann"), rights.owns("ann")) == (False, False, False)
-
-
-@_case
-async def a_robot_works_for_an_account_within_its_scopes(on: Subject) -> None:
-    await _acme(on)
-    for account in ("acme", "ann"):
-        new = await on.accounts.add_token("robot", account, "ci", BY, scopes=[f"repository:{account}/**:push"])
-        assert new.secret.startswith("p2pr_robot_")
-        shown = await _shown(on, account, new.secret)
-        assert (shown.name, shown.actor) == (account, f"{account}+ci")
-        assert await _may(on, shown, f"{account}/app") == {"pull", "push"}
-        assert await _may(on, shown, "bob/app") == set()
-    wider = await on.accounts.add_token("robot", "acme", "ci", BY, scopes=["repository:**:push"])
-    assert await _may(on, await _shown(on, "acme", wider.secret), "ann/app") == set(), "not what its account may not"
-
-
-@_case
-async def tokens_are_in_form(on: Subject) -> None:
-    await _acme(on)
-    add_token = on.accounts.add_token
-    assert await refused(add_token("robot", "ann", "ci", BY)) == INVALID
-    assert await refused(add_token("personal", "acme", "ci", BY)) == INVALID
-    assert await refused(add_token("refresh", "ann", "ci", BY)) == INVALID
-    assert await refused(add_token("personal", "nobody", "ci", BY)) == UNKNOWN
-    for name in ("", " ", "x" * 101, "a\nb", "a\0"):
-        assert await refused(add_token("personal", "ann", name, BY)) == INVALID
-    for scope in (
-        "x",
-        "registry:catalog:*",
-        "repository:a:*",
-        "repository:a:",
-        "repository:a b:pull",
-        "repository:a:b:pull",
-        "",
-    ):
-        assert await refused(add_token("personal", "ann", "x", BY, scopes=[scope])) == INVALID
-    for lifetime in (0, -1, 1e12):
-        assert await refused(add_token("personal", "ann", "x", BY, lifetime=lifetime)) == INVALID
-    assert await refused(add_token("personal", "ann", "x", BY, scopes=[])) == INVALID
-    assert await on.accounts.tokens("ann") == []
-    assert await refused(on.accounts.tokens("nobody")) == UNKNOWN
-
-
-@_case
-async def a_token_expires_and_is_revoked(on: Subject) -> None:
-    await _acme(on)
-    short = await on.accounts.add_token("personal", "ann", "short", BY, lifetime=3600)
-    long = await on.accounts.add_token("personal", "ann", "long", BY, lifetime=36000)
-    assert short.token.expires is not None
-    identity = await _shown(on, "ann", short.secret)
-    await on.age(3601)
-    assert await on.accounts.verify("ann", short.secret) is None
-    on.accounts.forget()
-    assert await _may(on, identity, "ann/app") == set()
-    identity = await _shown(on, "ann", long.secret)
-    assert not await on.accounts.revoke_token("bob", long.token.id, BY), "not his"
-    assert await on.accounts.revoke_token("ann", long.token.id, BY)
-    assert not await on.accounts.revoke_token("ann", long.token.id, BY)
-    assert await on.accounts.verify("ann", long.secret) is None
-    assert await _may(on, identity, "ann/app") == set()
-    assert [(one.name, one.revoked is not None) for one in await on.accounts.tokens("ann")] == [
-        ("long", True),
-        ("short", False),
-    ]
-
-
-@_case
-async def a_refresh_token_is_good_again_and_again_until_it_ends(on: Subject) -> None:
-    await _acme(on)
-    ann = await _shown(on, "ann")
-    secret = await on.accounts.add_refresh(ann, "docker", BY, lifetime=3600)
-    assert secret.startswith("p2pr_refresh_")
-    found = None
-    for _ in range(2):
-        found = await on.accounts.verify_refresh(secret)
-        assert found is not None
-        assert (found.account_id, found.name, found.scopes, found.actor) == (ann.account_id, "ann", None, "ann")
-        assert await _may(on, found, "ann/app") == ACTIONS
-    assert await on.accounts.verify("ann", secret) is None, "it is no password"
-    assert found is not None
-    assert await refused(on.accounts.add_refresh(found, "docker", BY)) == DENIED, "it does not make others"
-    (token,) = await on.accounts.tokens("ann", kind="refresh")
-    assert await on.accounts.tokens("ann", kind="personal") == []
-    assert await on.accounts.revoke_token("ann", token.id, BY)
-    assert await on.accounts.verify_refresh(secret) is None
-    secret = await on.accounts.add_refresh(ann, "docker", BY, lifetime=3600)
-    await on.age(3601)
-    assert await on.accounts.verify_refresh(secret) is None
-
-
-@_case
-async def a_refresh_token_is_no_more_than_the_token_it_came_from(on: Subject) -> None:
-    await _acme(on)
-    new = await on.accounts.add_token("personal", "ann", "x", BY, scopes=["repository:ann/app:pull"])
-    shown = await _shown(on, "ann", new.secret)
-    secret = await on.accounts.add_refresh(shown, "docker", BY)
-    found = await on.accounts.verify_refresh(secret)
-    assert found is not None
-    assert found.scopes == new.token.scopes
-    assert await _may(on, found, "ann/app") == {"pull"}
-    await on.accounts.revoke_token("ann", new.token.id, BY)
-    assert await on.accounts.verify_refresh(secret) is None
-    assert await _may(on, found, "ann/app") == set()
-    assert await refused(on.accounts.add_refresh(shown, "docker", BY)) == DENIED
-
-
-@_case
-async def only_so_many_refresh_tokens_are_good_at_once(on: Subject) -> None:
-    await _acme(on)
-    ann = await _shown(on, "ann")
-    first = await on.accounts.add_refresh(ann, "docker", BY)
-    for _ in range(MOST_REFRESH):
-        last = await on.accounts.add_refresh(ann, "docker", BY)
-    assert await on.accounts.verify_refresh(first) is None
-    assert await on.accounts.verify_refresh(last) is not None
-
-
-@_case
-async def a_deleted_account_takes_its_tokens_along(on: Subject) -> None:
-    await _acme(on)
-    identity = await _shown(on, "cat")
-    new = await on.accounts.add_token("personal", "cat", "x", BY)
-    refresh = await on.accounts.add_refresh(await _shown(on, "cat", new.secret), "docker", BY)
-    await on.accounts.delete_account("cat", BY)
-    assert await on.accounts.verify("cat", new.secret) is None
-    assert await on.accounts.verify_refresh(refresh) is None
-    assert await _may(on, identity, "cat/app") == set()
-    assert await _may(on, identity, "cat/app", private=False) == {"pull"}
-
-
 # -------------------------------------------------------------------------------------------------------------- trail
 
 
 @_case
 async def every_change_is_in_the_audit_log_and_what_changes_nothing_is_not(on: Subject) -> None:
-    await _acme(on)
+    await acme(on)
     lines = len(await on.audit())
     await on.accounts.set_disabled("bob", False, BY)
     await on.accounts.set_administrator("bob", False, BY)

@@ -15,10 +15,7 @@ from p2pregistry.trust.secret import hash_secret, is_secret, kind_of, new_secret
 from tracker.catalog.memory import MemoryCatalog
 from tracker.catalog.trail import SYSTEM, By
 from tracker.identity.base import (
-    HINT,
-    MOST_REFRESH,
     MOST_TOKENS,
-    PREFIXES,
     SETUP_LIFETIME,
     Account,
     AccountKind,
@@ -42,6 +39,7 @@ from tracker.identity.base import (
     unknown_account,
     unknown_team,
 )
+from tracker.identity.memory_tokens import MemoryTokens
 from tracker.identity.passwords import Passwords
 from tracker.identity.rights import Grant, Identity, Rights, Role, check_actions, check_pattern, check_scopes
 
@@ -61,16 +59,6 @@ class _Group:
     created: datetime
     members: set[str] = field(default_factory=set)
     grants: dict[str, frozenset[str]] = field(default_factory=dict)
-
-
-@dataclass(slots=True)
-class _Given:
-    """A token; ``account_id`` names whose it is, ``parent`` the token that a refresh token was asked for with."""
-
-    token: Token
-    account_id: int
-    hash: bytes
-    parent: int | None = None
 
 
 class MemoryAccounts:
@@ -95,7 +83,7 @@ class MemoryAccounts:
         self._former: dict[str, int] = {}
         self._roles: dict[str, dict[str, tuple[Role, datetime]]] = {}
         self._teams: dict[tuple[str, str], _Group] = {}
-        self._tokens: dict[int, _Given] = {}
+        self._tokens = MemoryTokens(now)
         self._setup: tuple[bytes, datetime] | None = None
         self._ids = 0
         #: who did what to whom: the actions of the audit log
@@ -129,25 +117,14 @@ class MemoryAccounts:
         return self._by_token(secret) if is_secret("refresh", secret) else None
 
     def _by_token(self, secret: str) -> Identity | None:
-        hashed = hash_secret(secret)
-        found = next((given for given in self._tokens.values() if given.hash == hashed), None)
-        if found is None or not self._good(found):
+        given = self._tokens.use(secret)
+        held = None if given is None else self._of(given.account_id)
+        if given is None or held is None or held.account.disabled is not None:
             return None
-        found.token = replace(found.token, last_used=self._now())
-        held = self._of(found.account_id)
-        if held is None or held.account.disabled is not None:
-            return None
-        token, account = found.token, held.account
+        token, account = given.token, held.account
         whole = token.scopes is None
         name = "" if token.kind == "refresh" else token.name
         return Identity(account.id, account.name, account.administrator and whole, token.id, token.scopes, name)
-
-    def _good(self, given: _Given) -> bool:
-        token = given.token
-        if token.revoked is not None or (token.expires is not None and token.expires <= self._now()):
-            return False
-        parent = None if given.parent is None else self._tokens[given.parent]
-        return parent is None or self._good(parent)
 
     def _of(self, account_id: int) -> _Held | None:
         return next((held for held in self._held.values() if held.account.id == account_id), None)
@@ -162,10 +139,9 @@ class MemoryAccounts:
     async def rights(self, identity: Identity | None) -> Rights:
         await trio.lowlevel.checkpoint()
         held = None if identity is None else self._of(identity.account_id)
-        given = None if identity is None or identity.token_id is None else self._tokens.get(identity.token_id)
         if identity is None or held is None or held.account.disabled is not None:
             return Rights(anonymous_pull=self._anonymous_pull)
-        if identity.token_id is not None and (given is None or not self._good(given)):
+        if identity.token_id is not None and self._tokens.good(identity.token_id) is None:
             return Rights(anonymous_pull=self._anonymous_pull)
         name = held.account.name
         return Rights(
@@ -211,18 +187,13 @@ class MemoryAccounts:
         self._note(by, "user.add", name)
         return account
 
-    def _end_sessions(self, account_id: int) -> None:
-        for given in self._tokens.values():
-            if given.account_id == account_id and given.token.kind == "refresh" and given.token.revoked is None:
-                given.token = replace(given.token, revoked=self._now())
-
     async def set_password(self, name: str, password: str | None, by: By) -> None:
         hashed = None if password is None else await self._passwords.hash(check_password(password))
         await trio.lowlevel.checkpoint()
         held = self._find(name, "user")
         held.password = hashed
         held.account = replace(held.account, has_password=hashed is not None)
-        self._end_sessions(held.account.id)
+        self._tokens.end_sessions(held.account.id)
         self._note(by, "user.password", name)
 
     def _keep_administrator(self, name: str) -> None:
@@ -238,7 +209,7 @@ class MemoryAccounts:
             return
         if disabled:
             self._keep_administrator(name)
-            self._end_sessions(held.account.id)
+            self._tokens.end_sessions(held.account.id)
         held.account = replace(held.account, disabled=self._now() if disabled else None)
         self._note(by, "user.disable" if disabled else "user.enable", name)
 
@@ -278,12 +249,7 @@ class MemoryAccounts:
         for group in self._teams.values():
             group.members = {to if user == name else user for user in group.members}
             group.grants = {moved(pattern, name, to): actions for pattern, actions in group.grants.items()}
-        for given in self._tokens.values():
-            scopes = given.token.scopes
-            if scopes is not None:
-                scopes = tuple(replace(scope, name=moved(scope.name, name, to)) for scope in scopes)
-            account = to if given.token.account == name else given.token.account
-            given.token = replace(given.token, scopes=scopes, account=account)
+        self._tokens.rename(name, to)
 
     async def delete_account(self, name: str, by: By, *, repositories: bool = False) -> None:
         await trio.lowlevel.checkpoint()
@@ -304,7 +270,7 @@ class MemoryAccounts:
         self._teams = {key: group for key, group in self._teams.items() if key[0] != name}
         for group in self._teams.values():
             group.members.discard(name)
-        self._tokens = {number: one for number, one in self._tokens.items() if one.account_id != account.id}
+        self._tokens.drop(account.id)
         self._note(by, f"{account.kind}.delete", name)
 
     # -------------------------------------------------------------------------------------------------- organisations
@@ -452,60 +418,34 @@ class MemoryAccounts:
         check_label(name)
         check_token(kind, held.account.kind, scopes, lifetime)
         checked = None if scopes is None else check_scopes(scopes)
-        mine = [one for one in self._tokens.values() if one.account_id == held.account.id and self._good(one)]
-        if sum(one.token.kind != "refresh" for one in mine) >= MOST_TOKENS:
+        if self._tokens.count(held.account.id) >= MOST_TOKENS:
             raise conflict(f"an account has at most {MOST_TOKENS} tokens")
-        made = self._give(kind, held.account, name, by, checked, lifetime)
+        made = self._tokens.give(kind, held.account, name, by, checked, lifetime)
         self._note(by, "token.add", account)
         return made
-
-    def _give(
-        self,
-        kind: TokenKind,
-        account: Account,
-        name: str,
-        by: By,
-        scopes: tuple[Scope, ...] | None,
-        lifetime: float | None,
-        parent: int | None = None,
-    ) -> NewToken:
-        secret, now = new_secret(PREFIXES[kind]), self._now()
-        expires = None if lifetime is None else now + timedelta(seconds=lifetime)
-        token = Token(self._id(), kind, account.name, name, secret[-HINT:], scopes, now, by.actor, expires, None, None)
-        self._tokens[token.id] = _Given(token, account.id, hash_secret(secret), parent)
-        return NewToken(token, secret)
 
     async def add_refresh(self, identity: Identity, name: str, by: By, *, lifetime: float | None = None) -> str:
         await trio.lowlevel.checkpoint()
         check_label(name)
         held = self._of(identity.account_id)
-        parent = None if identity.token_id is None else self._tokens.get(identity.token_id)
         if held is None or held.account.disabled is not None:
             raise no_identity()
-        if identity.token_id is not None and (parent is None or not self._good(parent)):
-            raise no_identity()
-        if parent is not None and parent.token.kind == "refresh":
-            raise no_identity()
-        secret = self._give("refresh", held.account, name, by, identity.scopes, lifetime, identity.token_id).secret
-        mine = [one for one in self._tokens.values() if one.account_id == held.account.id and self._good(one)]
-        for one in [one for one in mine if one.token.kind == "refresh"][:-MOST_REFRESH]:
-            one.token = replace(one.token, revoked=self._now())
+        if identity.token_id is not None:
+            parent = self._tokens.good(identity.token_id)
+            if parent is None or parent.token.kind == "refresh":
+                raise no_identity()
+        made = self._tokens.give("refresh", held.account, name, by, identity.scopes, lifetime, identity.token_id)
         self._note(by, "token.refresh", held.account.name)
-        return secret
+        return made.secret
 
     async def tokens(self, account: str, *, kind: TokenKind | None = None) -> list[Token]:
         await trio.lowlevel.checkpoint()
-        account_id = self._find(account).account.id
-        found = [one.token for one in self._tokens.values() if one.account_id == account_id]
-        return sorted((one for one in found if kind is None or one.kind == kind), key=lambda one: -one.id)
+        return self._tokens.of(self._find(account).account.id, kind)
 
     async def revoke_token(self, account: str, token_id: int, by: By) -> bool:
         await trio.lowlevel.checkpoint()
-        given = self._tokens.get(token_id)
-        held = self._find(account)
-        if given is None or given.account_id != held.account.id or given.token.revoked is not None:
+        if not self._tokens.revoke(self._find(account).account.id, token_id):
             return False
-        given.token = replace(given.token, revoked=self._now())
         self._note(by, "token.revoke", account)
         return True
 
@@ -548,7 +488,7 @@ class MemoryAccounts:
         if not await self._passwords.verify(held.password, password):
             held.password = await self._passwords.hash(password)
             held.account = replace(held.account, has_password=True)
-            self._end_sessions(held.account.id)
+            self._tokens.end_sessions(held.account.id)
             self._note(SYSTEM, "user.password", name)
         await self.set_administrator(name, True, SYSTEM)
         await self.set_disabled(name, False, SYSTEM)

@@ -39,9 +39,15 @@ from tracker.identity.base import (
 from tracker.identity.passwords import Passwords
 from tracker.identity.rights import Identity, Rights, Role, check_actions, check_pattern, check_scopes
 
-#: Seconds for which rights are kept, if nobody says that something has changed, and of how many identities.
-KEEP: Final = 3.0
+#: Seconds for which rights are kept, if nothing has changed, and of how many identities.
+KEEP: Final = 5.0
 MOST_KEPT: Final = 10_000
+#: Seconds between two looks whether another tracker has changed something.
+FOLLOW: Final = 1.0
+
+_CHANGED: Final = """
+select s.number, exists (select from changes c where c.number > %s and c.kind = 'access') from change_state s
+"""
 
 T = TypeVar("T")
 Ts = TypeVarTuple("Ts")
@@ -63,6 +69,24 @@ class PostgresAccounts:
         self._anonymous_pull = anonymous_pull
         self._rights: OrderedDict[Identity, tuple[float, Rights]] = OrderedDict()
         self._generation = 0
+        self._seen = 0
+
+    async def run(self) -> None:
+        """Follow what the other trackers of the database change, for ever."""
+        while True:
+            try:
+                await self.follow()
+            except LocalError as err:
+                _log.warning("changes of access cannot be read now", error=err.message)
+            await trio.sleep(FOLLOW)
+
+    async def follow(self) -> None:
+        """Forget what is kept if somebody has changed access since the last time. Raises LocalError."""
+        number, changed = await self._db.query(_changed, self._seen)
+        # a database that was restored goes on with lower numbers
+        if changed or number < self._seen:
+            self.forget()
+        self._seen = number
 
     # ------------------------------------------------------------------------------------------------------ who is it
 
@@ -287,6 +311,13 @@ class PostgresAccounts:
             await self._change(account_rows.ensure_administrator, name, hashed)
         except RequestError as err:
             raise SettingsError(f"auth.username: {err.message}") from err
+
+
+def _changed(connection: Connection, since: int) -> tuple[int, bool]:
+    """The latest change, and whether one after ``since`` is about access."""
+    row = connection.execute(_CHANGED, (since,)).fetchone()
+    assert row is not None
+    return int(row[0]), bool(row[1])
 
 
 def _look_up(*names: str, team: str | None = None) -> None:
