@@ -41,6 +41,7 @@ async def a_personal_token_stands_for_its_user(on: Subject) -> None:
     assert await on.accounts.tokens("ann") == [new.token]
     for name in ("ann", "anything"):
         found = await on.accounts.verify(name, new.secret)
+        assert found is not None
         assert found == Identity(made.id, "ann", True, new.token.id, None, "my laptop")
         assert found.actor == "ann+my laptop"
     (used,) = await on.accounts.tokens("ann")
@@ -176,6 +177,7 @@ async def only_so_many_refresh_tokens_are_good_at_once(on: Subject) -> None:
     await acme(on)
     ann = await shown_as(on, "ann")
     first = await on.accounts.add_refresh(ann, "docker", BY)
+    last = first
     for _ in range(MOST_REFRESH):
         last = await on.accounts.add_refresh(ann, "docker", BY)
     assert await on.accounts.verify_refresh(first) is None
