@@ -38,7 +38,9 @@ def places(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]
 
 @contextmanager
 def both(folder: Path) -> Iterator[dict[str, str]]:
-    with tracker(folder / "tracker") as one, node_process(folder / "node", one.facts["peer_url"]) as other:
+    """The tracker's peer listener speaks TLS, the node's does not."""
+    with tracker(folder / "tracker", {"peer.plain": "false"}) as one, node_process(folder / "node") as other:
+        assert str(one.facts["peer_url"]).startswith("https://")
         yield {**listeners("tracker", one.facts), **listeners("node", other.facts)}
 
 
