@@ -17,7 +17,9 @@ from urllib.parse import urlsplit
 import trio
 
 from node.admin import admin_handler
+from node.joining import enter
 from node.settings import MIB, NodeSettings
+from node.standing import Standing
 from p2pregistry import __version__, observe
 from p2pregistry.content.metainfo import BlobRef
 from p2pregistry.content.unixfs import PIECE_SIZE
@@ -44,6 +46,7 @@ from p2pregistry.serve.listen import open_listeners, open_unix_listener, serve
 from p2pregistry.serve.peer_api import PeerApi, Slots
 from p2pregistry.serve.pull_api import PullApi
 from p2pregistry.sources.peer import PeerSource
+from p2pregistry.sources.speaker import Speaker
 from p2pregistry.sources.tracker import TrackerSource
 from p2pregistry.store.cache import Cache
 from p2pregistry.store.files import FileStore, open_files
@@ -90,7 +93,7 @@ class Node:
     advertiser: Advertiser
     flights: Flights
     finder: CrowdFinder
-    trust: Trust
+    standing: Standing
     tracker: TrackerSource | None
     urls: dict[str, str]
     peer_id: str
@@ -99,19 +102,24 @@ class Node:
     swarm_seen: float | None = None
     started: float = field(default_factory=time.time)
 
+    @property
+    def trust(self) -> Trust:
+        """What it believes."""
+        return self.standing.trust
 
-async def run(settings: NodeSettings, *, ready: Ready) -> None:
-    """Serve until cancelled. Raises SettingsError or LocalError if it cannot start.
+
+async def run(settings: NodeSettings, *, ready: Ready, join: str | None = None) -> None:
+    """Serve until cancelled. ``join``: a join token. Raises SettingsError or LocalError if it cannot start.
 
     Shutdown, within DEADLINE seconds: the listeners stop accepting and finish what is under way (GRACE), flights are
     cancelled (their partial files stay), the DHT says nothing more and closes, the index writes what it has and closes.
     """
     observe.configure_logging(settings.node.log_format == "json", settings.node.log_level)
     allow_open_files()
-    await orderly(lambda stop: _live(settings, ready, stop), deadline=DEADLINE)
+    await orderly(lambda stop: _live(settings, join, ready, stop), deadline=DEADLINE)
 
 
-async def _live(settings: NodeSettings, ready: Ready, stop: trio.Event) -> None:
+async def _live(settings: NodeSettings, join: str | None, ready: Ready, stop: trio.Event) -> None:
     data = Path(settings.node.data_dir)
     try:
         await trio.Path(data).mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -127,15 +135,21 @@ async def _live(settings: NodeSettings, ready: Ready, stop: trio.Event) -> None:
         await _clear_partials(store, index, settings.cache.partial_age)
         identity = load_or_create_identity(data / "identity.key")
         tls = None if settings.peer.plain else server_context(identity)
-        tracker = _tracker(settings)
+        settings, joining = await enter(settings, index, identity, join)
+        speaker = None if joining is None else Speaker(identity, joining.token)
+        tracker = _tracker(settings, speaker)
         if tracker is not None:
             stack.callback(tracker.close)
+        trust = _trust(settings, index, tracker)
         urls = _urls(settings, listeners)
-        router = await _router(stack, settings, data, urls, _lines(index, _NEIGHBOURS))
-        node, handlers = await _assemble(stack, settings, store, index, tracker, router, urls)
+        standing = Standing(trust, joining, speaker)
+        router = await _router(stack, settings, data, urls, _lines(index, _NEIGHBOURS), standing)
+        node, handlers = await _assemble(stack, settings, store, index, tracker, router, urls, standing)
         async with trio.open_nursery() as nursery:
             met = trio.Event()
             nursery.start_soon(_visit_tracker, node, met)
+            if joining is not None:
+                nursery.start_soon(joining.run, trust.now)
             with trio.move_on_after(JOIN):  # without the tracker or peers a node serves what it has
                 await met.wait()
                 await router.joined(within=JOIN)
@@ -209,7 +223,7 @@ def _advertised(settings: NodeSettings, peer: list[trio.SocketListener]) -> str:
     return f"{scheme}://{f'[{host}]' if ':' in host else host}:{_port(peer)}"
 
 
-def _tracker(settings: NodeSettings) -> TrackerSource | None:
+def _tracker(settings: NodeSettings, speaker: Speaker | None) -> TrackerSource | None:
     if settings.tracker.root_key is not None:
         check_root_public(settings.tracker.root_key)
     if settings.tracker.url is None:
@@ -220,13 +234,19 @@ def _tracker(settings: NodeSettings) -> TrackerSource | None:
             timeout=settings.tracker.timeout,
             peer_id=settings.tracker.peer_id or "",
             plain=settings.peer.plain,
+            speaker=speaker,
         )
     except Unreachable as err:
         raise SettingsError(f"$.tracker.url: {err.message}") from err
 
 
 async def _router(
-    stack: AsyncExitStack, settings: NodeSettings, data: Path, urls: dict[str, str], known_neighbours: Sequence[str]
+    stack: AsyncExitStack,
+    settings: NodeSettings,
+    data: Path,
+    urls: dict[str, str],
+    known_neighbours: Sequence[str],
+    standing: Standing,
 ) -> DhtRouter:
     from p2pregistry.routing.dht import DhtConfig, kad_protocol, open_dht  # half a second and 80 MB: not for --help
 
@@ -240,6 +260,8 @@ async def _router(
                 bootstrap=(*settings.libp2p.bootstrap, *known_neighbours),
                 protocol=kad_protocol(settings.node.swarm),
                 hello=Hello((urls["peer_url"],), settings.node.zone, __version__),
+                credential=standing.credential,
+                judge=None if standing.joining is None else standing.trust,
             )
         )
     )
@@ -267,6 +289,7 @@ async def _assemble(
     tracker: TrackerSource | None,
     router: DhtRouter,
     urls: dict[str, str],
+    standing: Standing,
 ) -> tuple[Node, dict[str, Handler]]:
     limits, haves, visible = settings.cache, Haves(index), Visible(index)
     me = Me(router.peer_id, urls["peer_url"], settings.node.zone, settings.node.swarm)
@@ -277,6 +300,7 @@ async def _assemble(
         tracker,
         randrange=draw,
         limit=settings.fetch.sources,
+        speaker=standing.speaker,
         plain=settings.peer.plain,
         public=lambda digest: visible.may_have(ANYONE, digest),
     )
@@ -296,8 +320,7 @@ async def _assemble(
     rates = _rates(settings)
     flights = _flights(settings, store, cache, index, finder, haves, advertiser, rates)
     await stack.enter_async_context(flights.running())
-    trust = _trust(settings, index, tracker)
-    node = Node(settings, index, visible, router, advertiser, flights, finder, trust, tracker, urls, router.peer_id)
+    node = Node(settings, index, visible, router, advertiser, flights, finder, standing, tracker, urls, router.peer_id)
     node.names = _known_names(settings, index)
     node.token_url = "".join(_lines(index, _TOKEN_URL)[:1])
     resolver = _resolver(node)
@@ -319,7 +342,8 @@ async def _assemble(
     held = [*index.manifest_digests(), *(digest for digest, _size, _use in blobs)]
     router.hold(held, within=30.0 if len(held) > 100 else 0.0)
     finder.hold((digest, size) for digest, size, _use in blobs[-MOST_HELD:])
-    return node, {"pull": pull, "peer": peers, "metrics": health(lambda: None), "admin": admin_handler(node)}
+    peer = standing.gate(settings, peers, router.peer_id)
+    return node, {"pull": pull, "peer": peer, "metrics": health(lambda: None), "admin": admin_handler(node)}
 
 
 def _trust(settings: NodeSettings, index: Index, tracker: TrackerSource | None) -> Trust:
@@ -397,6 +421,7 @@ def _resolver(node: Node) -> Resolver:
         max_stale=tags.max_stale,
         learnt=learnt,
         plain=node.settings.peer.plain,
+        speaker=node.standing.speaker,
     )
 
 
@@ -488,7 +513,7 @@ async def _visit_tracker(node: Node, met: trio.Event) -> None:
 async def _visit(node: Node) -> bool:
     assert node.tracker is not None
     try:
-        swarm = await node.tracker.swarm()
+        swarm = await node.standing.ask(node.tracker, node.peer_id)
         await node.trust.learn(swarm)
     except RemoteError as err:
         _log.warning("the tracker cannot be used now", why=err.message)

@@ -29,6 +29,12 @@ def node() -> None:
 @_data_dir
 @click.option("--port", metavar="PORT", help="Port of the pull API on loopback.")
 @click.option("--tracker", "tracker_url", metavar="URL", help="Base URL of the tracker's peer API.")
+@click.option(
+    "--join",
+    metavar="TOKEN",
+    help="A join token, for the first start: itself (other users of this machine can read it in the list of processes),"
+    " @FILE, or - for standard input.",
+)
 @click.option("--set", "sets", multiple=True, metavar="SECTION.KEY=VALUE", help="Any setting; may be repeated.")
 @_json
 @click.option("--ready-fd", type=int, hidden=True)
@@ -38,17 +44,24 @@ def run(
     data_dir: str | None,
     port: str | None,
     tracker_url: str | None,
+    join: str | None,
     sets: tuple[str, ...],
     as_json: bool,
     ready_fd: int | None,
     parent_fd: int | None,
 ) -> None:
-    """Run a node until Ctrl-C."""
+    """Run a node until Ctrl-C.
+
+    A join token can also be in the environment (P2PREGISTRY_JOIN_TOKEN) or in the file tracker.join_file.
+    """
+    import functools
+
     settings = _settings(config, {"node.data_dir": data_dir, "pull.port": port, "tracker.url": tracker_url}, sets)
     from node import app
     from p2pregistry import daemon
 
-    daemon.run(app.run, settings, as_json=as_json, ready_fd=ready_fd, parent_fd=parent_fd)
+    run_node = functools.partial(app.run, join=_join_token(join))
+    daemon.run(run_node, settings, as_json=as_json, ready_fd=ready_fd, parent_fd=parent_fd)
 
 
 @node.command()
@@ -67,6 +80,28 @@ def status(config: Path | None, data_dir: str | None, as_json: bool) -> None:
 def peers(config: Path | None, data_dir: str | None, as_json: bool) -> None:
     """The peers the running node is in touch with."""
     _show(_ask(config, data_dir, "/peers"), as_json)
+
+
+def _join_token(given: str | None) -> str | None:
+    """The word itself, wherever it stands; None without one. Raises SettingsError."""
+    import sys
+
+    from node.joining import read_word
+    from p2pregistry.errors import SettingsError
+
+    # taken out: programs that this one starts need not know it
+    from_environment = os.environ.pop("P2PREGISTRY_JOIN_TOKEN", "").strip()
+    if given is None:
+        return from_environment or None
+    if given == "-":
+        word = sys.stdin.readline().strip()
+    elif given.startswith("@"):
+        word = read_word(Path(given[1:]))
+    else:
+        word = given.strip()
+    if not word:
+        raise SettingsError("--join: the join token is empty")
+    return word
 
 
 def _settings(config: Path | None, overrides: dict[str, object], sets: tuple[str, ...] = ()) -> NodeSettings:

@@ -58,6 +58,9 @@ class Peer(Section, frozen=True):
     plain: Annotated[
         bool, Setting("Speak plain HTTP with peers and the tracker, so that nobody knows who the other is.")
     ] = False
+    plain_private: Annotated[
+        bool, Setting("With peer.plain: send content of private repositories too, to anybody who reaches the port.")
+    ] = False
     max_uploads: Annotated[
         Positive, Setting("Pieces sent to peers at the same time; more of them wait their turn.")
     ] = 5

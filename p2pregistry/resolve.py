@@ -25,6 +25,7 @@ from p2pregistry.messages import MOST_NAMES
 from p2pregistry.observe import logger
 from p2pregistry.routing.base import Peer, Router
 from p2pregistry.sources.peer import PeerSource, RemoteManifest
+from p2pregistry.sources.speaker import Speaker
 from p2pregistry.sources.tracker import TrackerSource
 from p2pregistry.spool import again
 from p2pregistry.store.records import StoredManifest, TagRecord
@@ -87,13 +88,14 @@ class Resolver:
         max_stale: float | None,
         learnt: Callable[[str, StoredManifest, Sequence[BlobRef]], None] = lambda _repository, _manifest, _blobs: None,
         plain: bool = True,
+        speaker: Speaker | None = None,
     ) -> None:
-        """``plain``: whether peers are asked in the clear."""
+        """``plain``: whether peers are asked in the clear; ``speaker``: shows them who this node is."""
         self._records, self._trust, self._tracker, self._router = records, trust, tracker, router
         self._visible = visible
         self._clock, self._max_age, self._max_stale, self._learnt = clock, max_age, max_stale, learnt
         self._asking: dict[tuple[str, str], _Asking] = {}
-        self._plain = plain
+        self._plain, self._speaker = plain, speaker
 
     async def manifest(self, repository: str, reference: str | Digest) -> Found:
         """The manifest behind a tag or digest. Raises NotFound (MANIFEST_UNKNOWN) or RemoteError."""
@@ -197,7 +199,9 @@ class Resolver:
 
             async def ask(peer: Peer) -> None:
                 try:
-                    with closing(PeerSource(peer.peer_id, peer.url, plain=self._plain)) as source:
+                    with closing(
+                        PeerSource(peer.peer_id, peer.url, plain=self._plain, speaker=self._speaker)
+                    ) as source:
                         found.append(await self._take_from_peer(repository, await source.manifest(digest)))
                     nursery.cancel_scope.cancel()
                 except (RemoteError, NotFound) as err:

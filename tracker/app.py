@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import random
 import ssl
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
@@ -24,6 +25,7 @@ from p2pregistry.digest import Digest
 from p2pregistry.errors import LocalError
 from p2pregistry.lifetime import allow_open_files, orderly
 from p2pregistry.objects.base import ObjectStore
+from p2pregistry.routing.identity import base58, load_or_create_identity, peer_id_of
 from p2pregistry.serve.endpoints import health
 from p2pregistry.serve.http import Handler
 from p2pregistry.serve.listen import open_listeners, open_unix_listener, serve
@@ -33,7 +35,7 @@ from p2pregistry.serve.turnstile import Turnstile
 from p2pregistry.trust.certificate import server_context
 from p2pregistry.trust.claims import ManifestClaim, sign_manifest_claim
 from p2pregistry.trust.paserk import PUBLIC, read_key
-from tracker import garbage_admin, hook_admin, key_admin, policy_admin, repo_admin, status_admin
+from tracker import garbage_admin, hook_admin, key_admin, node_admin, policy_admin, repo_admin, status_admin
 from tracker.admin import AdminApi
 from tracker.announces import Desk
 from tracker.announces_postgres import PostgresAnnounces
@@ -44,7 +46,6 @@ from tracker.bulletin import Bulletin
 from tracker.catalog.garbage_postgres import PostgresGarbage
 from tracker.catalog.hooks_postgres import PostgresHooks
 from tracker.catalog.migrate import migrate as migrate_schema
-from tracker.catalog.nodes_postgres import PostgresNodes
 from tracker.catalog.postgres import PostgresCatalog
 from tracker.db import Connection, Db
 from tracker.embedded import embedded_postgres
@@ -56,6 +57,7 @@ from tracker.identity.postgres import PostgresAccounts
 from tracker.key_keeper import KeyFiles, KeyKeeper, open_keys
 from tracker.keyring import Keyring
 from tracker.named import Named
+from tracker.node_parts import NodeParts
 from tracker.peer_endpoints import TrackerPeerApi
 from tracker.push_api import RegistryApi
 from tracker.settings import TrackerSettings, read_secret
@@ -112,10 +114,11 @@ async def _live(settings: TrackerSettings, ready: Ready, stop: trio.Event) -> No
         db, _ = await stack.enter_async_context(_database(settings, data))
         keeper = await open_keys(db, _key_files(settings, data), overlap=settings.keys.overlap)
         objects = await stack.enter_async_context(open_objects(settings, data))
-        router = await _router(settings, data, stack)
+        known = NodeParts(settings, keeper.keyring, db)
+        router = await _router(settings, data, known, stack)
         contexts = _contexts(settings, keeper.keyring, certificates)
         accounts = await _accounts(settings, db, keeper, credentials)
-        parts = _assemble(settings, keeper, accounts, db, objects, router, _registry_url(settings, listeners))
+        parts = _assemble(settings, keeper, accounts, db, objects, router, known, listeners)
         async with trio.open_nursery() as nursery:
             for task in parts.tasks:
                 nursery.start_soon(task)
@@ -146,7 +149,8 @@ def _assemble(
     db: Db,
     objects: ObjectStore,
     router: DhtRouter,
-    url: str,
+    known: NodeParts,
+    listeners: Listeners,
 ) -> _Parts:
     catalog = PostgresCatalog(db, private=settings.auth.new_repositories == "private")
     uploads = Uploads(catalog, catalog.sessions, objects, _limits(settings))
@@ -156,8 +160,8 @@ def _assemble(
         swarm=settings.tracker.swarm,
         names=settings.tracker.names,
         libp2p=lambda: _multiaddrs(settings, router),
-        token_url=url.rstrip("/") + "/token",
-        revoked=PostgresNodes(db).revoked,
+        token_url=_registry_url(settings, listeners).rstrip("/") + "/token",
+        revoked=known.nodes.revoked,
     )
     garbage = PostgresGarbage(db)
     sweeper = Sweeper(catalog, garbage, objects, _pace(settings))
@@ -168,15 +172,18 @@ def _assemble(
     slots = Slots(settings.peer.max_uploads, settings.peer.queue)
     handlers: dict[str, Handler] = {
         "registry": _front(settings, keyring, accounts, db, catalog, objects, uploads, sweeper),
-        "peer": TrackerPeerApi(
-            catalog,
-            Blobs(catalog, objects),
-            slots,
+        "peer": known.gate(
+            TrackerPeerApi(
+                catalog,
+                Blobs(catalog, objects),
+                slots,
+                bulletin,
+                SignedRecords(lambda: keyring.signer),
+                named=named,
+                announces=announces,
+                pulled=sweeper.pulls.count,
+            ),
             bulletin,
-            SignedRecords(lambda: keyring.signer),
-            named=named,
-            announces=announces,
-            pulled=sweeper.pulls.count,
         ),
         "metrics": health(lambda: probe.reason, lambda: probe.parts),
         "admin": AdminApi(
@@ -186,11 +193,14 @@ def _assemble(
             policy_admin.routes(catalog.policies),
             repo_admin.routes(catalog, uploads),
             key_admin.routes(keeper),
+            node_admin.routes(known.nodes, lambda: known.facts(_peer_url(settings, listeners))),
         ),
     }
     runner = _hook_runner(settings, hooks)
-    tasks = (uploads.run, probe.run, announces.run, sweeper.run, runner.run, keeper.run, bulletin.run, accounts.run)
-    return _Parts(handlers, tasks)
+    tasks = [uploads.run, probe.run, announces.run, sweeper.run, runner.run, keeper.run, bulletin.run, accounts.run]
+    if known.desk is not None:
+        tasks.append(known.desk.run)
+    return _Parts(handlers, tuple(tasks))
 
 
 def _front(
@@ -400,18 +410,22 @@ def _contexts(
     return contexts
 
 
-async def _router(settings: TrackerSettings, data: Path, stack: AsyncExitStack) -> DhtRouter:
+async def _router(settings: TrackerSettings, data: Path, known: NodeParts, stack: AsyncExitStack) -> DhtRouter:
     from p2pregistry.routing.dht import DhtConfig, kad_protocol, open_dht  # half a second and 80 MB: not for --help
     from p2pregistry.routing.hello import Hello
 
+    key_file = data / "keys" / "identity.key"
+    own = base58(peer_id_of(await trio.to_thread.run_sync(load_or_create_identity, key_file)))
     announced = [text.split("/")[2] for text in settings.libp2p.announce if text.startswith(("/ip4/", "/ip6/"))]
     config = DhtConfig(
-        key_file=data / "keys" / "identity.key",
+        key_file=key_file,
         host=settings.libp2p.host,
         port=settings.libp2p.port,
         announce=announced[0] if announced else None,
         hello=Hello(version=__version__),
         protocol=kad_protocol(settings.tracker.swarm),
+        credential=lambda: None if known.desk is None else known.own_credential(own, time.time()),
+        judge=known.desk,
     )
     return await stack.enter_async_context(open_dht(config))
 
@@ -470,6 +484,10 @@ def _registry_url(settings: TrackerSettings, listeners: Listeners) -> str:
     return settings.tracker.public_url or _url(listeners["registry"], scheme)
 
 
+def _peer_url(settings: TrackerSettings, listeners: Listeners) -> str:
+    return _url(listeners["peer"], "http" if settings.peer.plain else "https")
+
+
 def _facts(
     settings: TrackerSettings,
     listeners: Listeners,
@@ -480,7 +498,7 @@ def _facts(
     username, password = credentials or (None, None)
     return {
         "url": _registry_url(settings, listeners),
-        "peer_url": _url(listeners["peer"], "http" if settings.peer.plain else "https"),
+        "peer_url": _peer_url(settings, listeners),
         "peer_id": keeper.keyring.peer_id,
         "metrics_url": _url(listeners["metrics"]),
         "pid": os.getpid(),

@@ -111,6 +111,10 @@ class Standings:
         """As it was when somebody last looked."""
         return peer_id in self._revoked
 
+    def regranted(self, peer_id: str, issued: float) -> bool:
+        """Whether the node was given something else since its credential was issued; likewise."""
+        return self._changed.get(peer_id, 0.0) >= issued
+
     async def look(self) -> None:
         """Read it again, if that has not been done a moment ago. Raises LocalError."""
         if self._tick() - self._read_at < FRESH:
@@ -159,6 +163,10 @@ class TrackerDesk:
             except LocalError as err:
                 _log.warning("who has been revoked cannot be read now", error=err.message)
             await trio.sleep(FRESH)
+
+    def regranted(self, peer_id: str, issued: float) -> bool:
+        """Whether a node should renew its credential, issued then (unix seconds): it was given something else since."""
+        return self._standings.regranted(peer_id, issued)
 
     async def nonce(self) -> str:
         """See Desk."""

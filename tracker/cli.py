@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from tracker.commands import garbage, hooks, keys, policies
+from tracker.commands import garbage, hooks, keys, nodes, policies
 
 if TYPE_CHECKING:
     from tracker.settings import TrackerSettings
@@ -81,6 +81,9 @@ tracker.add_command(garbage.scrub)
 tracker.add_command(hooks.webhook)
 tracker.add_command(hooks.audit)
 tracker.add_command(keys.keys)
+tracker.add_command(nodes.node_token)
+tracker.add_command(nodes.node_tokens)
+tracker.add_command(nodes.node)
 
 
 @tracker.group("config")

@@ -96,6 +96,9 @@ class Peer(Section, frozen=True):
     plain: Annotated[
         bool, Setting("Speak plain HTTP with nodes, so that nobody knows who the other is; nodes need it set too.")
     ] = False
+    plain_private: Annotated[
+        bool, Setting("With peer.plain: send content of private repositories too, to anybody who reaches the port.")
+    ] = False
     max_uploads: Annotated[Positive, Setting("How many transfers to nodes run at once; others wait their turn.")] = 4
     queue: Annotated[Size, Setting("How many transfers may wait; nodes beyond that are told to come back later.")] = 512
 

@@ -29,6 +29,10 @@ _LOW_WATER: Final = socket.SO_RCVLOWAT if sys.platform == "linux" else None
 _RECORD: Final = 16 << 10
 
 
+class WrongKey(Unreachable):
+    """Somebody else is there. It is not known who, so it is nothing against the one that was wanted."""
+
+
 class Link(Protocol):
     """The seam. All but ``close`` raise one of NETWORK_ERRORS when the connection breaks."""
 
@@ -184,8 +188,7 @@ async def connect(host: str, port: int, expected: str | None) -> Link:
         link.check(expected)
     except BadContent as err:
         link.close()
-        # it is not known who that is, so it is nothing against the one that was wanted
-        raise Unreachable(f"{host} port {port}: {err.message}") from err
+        raise WrongKey(f"{host} port {port}: {err.message}") from err
     except ssl.SSLError as err:
         link.close()
         raise Unreachable(f"no TLS with {host} port {port}: {err.reason or err}") from err

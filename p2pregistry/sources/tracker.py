@@ -19,7 +19,7 @@ from p2pregistry.messages import MAX_ANNOUNCED, Announce, Announced, pack, read_
 from p2pregistry.oci.media import OCTET_STREAM
 from p2pregistry.sources.peer import JSON_ERRORS, MAX_JSON, PeerSource, RemoteManifest, read_manifest
 from p2pregistry.sources.speaker import Speaker
-from p2pregistry.sources.wire import Answer, refusal
+from p2pregistry.sources.wire import Answer, Client, refusal
 
 #: Seconds that a request for the next piece may wait for its turn at the tracker.
 TURN_TIMEOUT: Final = 60.0
@@ -33,7 +33,8 @@ _CONTENT_RANGE: Final = re.compile(r"bytes ([0-9]{1,18})-([0-9]{1,18})/([0-9]{1,
 class Swarm(msgspec.Struct):
     """What the tracker tells of itself: the swarm's name, the registry names it is, where its DHT node listens (multi-
     addresses), its public root key and signed key set; the signed list of revoked nodes; its clock in unix seconds; and
-    where clients of a node get tokens. Older trackers leave the last three out."""
+    where clients of a node get tokens. Older trackers leave the last three out. ``renew``: the node that asks should
+    renew its credential."""
 
     swarm: str
     root_key: str
@@ -43,6 +44,7 @@ class Swarm(msgspec.Struct):
     revocations: str = ""
     time: float | None = None
     token_url: str = ""
+    renew: bool = False
 
 
 class Tags(msgspec.Struct):
@@ -110,6 +112,8 @@ class TrackerSource(PeerSource):
             plain=plain,
             speaker=speaker,
         )
+        # for what needs no session, so that a node which is given none still learns why
+        self._bare = Client(url, connect_timeout=timeout, head_timeout=timeout, peer_id=peer_id, plain=plain)
         self._timeout = timeout
         self._rest = rest
         self._down_until = 0.0
@@ -119,10 +123,15 @@ class TrackerSource(PeerSource):
         """Whether it failed a moment ago."""
         return trio.current_time() < self._down_until
 
-    async def _ask(self, target: str, limit: int = MAX_JSON) -> bytes:
+    def close(self) -> None:
+        """See PeerSource."""
+        super().close()
+        self._bare.close()
+
+    async def _ask(self, target: str, limit: int = MAX_JSON, *, bare: bool = False) -> bytes:
         self._check_up()
         try:
-            return await self.client.get(target, limit=limit)
+            return await (self._bare if bare else self.client).get(target, limit=limit)
         except Unreachable:
             self._down()
             raise
@@ -134,10 +143,11 @@ class TrackerSource(PeerSource):
     def _down(self) -> None:
         self._down_until = trio.current_time() + self._rest
 
-    async def swarm(self) -> Swarm:
-        """Raises RemoteError."""
+    async def swarm(self, node: str = "", issued: int = 0) -> Swarm:
+        """``node``: who asks, with a credential issued then (unix seconds). Raises RemoteError."""
+        target = f"/p2p/v1/swarm?node={node}&issued={issued}" if node else "/p2p/v1/swarm"
         try:
-            return msgspec.json.decode(await self._ask("/p2p/v1/swarm", MAX_SWARM), type=Swarm)
+            return msgspec.json.decode(await self._ask(target, MAX_SWARM, bare=True), type=Swarm)
         except NotFound as err:  # every tracker has this: the URL is that of something else
             raise BadContent("what answers at the tracker's URL is no tracker's peer API") from err
         except JSON_ERRORS as err:
