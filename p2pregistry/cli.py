@@ -38,11 +38,12 @@ def cli() -> None:
 )
 @click.option("--json", "as_json", is_flag=True, help="One JSON line on standard output when ready.")
 @click.option("--demo", is_flag=True, help="Also make an image, push it, and pull it through the first two nodes.")
-def up(nodes: int, data_dir: Path, port: int, as_json: bool, demo: bool) -> None:
+@click.option("--plain", is_flag=True, help="Plain HTTP between nodes and tracker: nobody joins, anybody is let in.")
+def up(nodes: int, data_dir: Path, port: int, as_json: bool, demo: bool, plain: bool) -> None:
     """A whole swarm on this machine: a tracker and nodes, nothing to set up. Ctrl-C stops all."""
     from p2pregistry import up as starter
 
-    starter.main(starter.Plan(nodes=nodes, data_dir=data_dir, port=port, as_json=as_json, demo=demo))
+    starter.main(starter.Plan(nodes=nodes, data_dir=data_dir, port=port, as_json=as_json, demo=demo, plain=plain))
 
 
 cli.add_command(tracker)

@@ -23,10 +23,13 @@ from typing import Any
 import click
 import trio
 
+from p2pregistry.admin import send
 from p2pregistry.errors import LocalError, RemoteError
 from p2pregistry.ports import Ports, choose, ipv6_loopback
 from p2pregistry.screen import Screen, open_screen
 from p2pregistry.settings import ENV_PREFIX, dump
+from p2pregistry.store.index import kept_path
+from p2pregistry.store.kept import load_kept
 
 START_DEADLINE = 120.0  # seconds; a slow disk at the first start of Postgres is the worst case
 STOP_DEADLINE = 20.0  # seconds for each of the two groups, then they are killed
@@ -37,13 +40,14 @@ _NODE_KEYS = ("url", "peer_url", "metrics_url", "pid", "data_dir", "peer_id")
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """What to start. ``port`` is the first node's pull port, 0 for any free ones."""
+    """What to start. ``port`` is the first node's pull port, 0 for any free ones. ``plain``: nodes need not join."""
 
     nodes: int
     data_dir: Path
     port: int = 5000
     as_json: bool = False
     demo: bool = False
+    plain: bool = False
     # -P: a folder called "node" where the user happens to stand must not be imported in place of ours
     program: tuple[str, ...] = (sys.executable, "-P", "-m", "p2pregistry")
 
@@ -107,9 +111,13 @@ class _Swarm:
         nursery.start_soon(_watch, tracker)
         tracker.facts |= {"username": USERNAME, "password": password}
         self._screen.step(f"Starting {self._plan.nodes} node{'s' if self._plan.nodes != 1 else ''}")
-        async with trio.open_nursery() as starting:
-            for index, block in enumerate(ports.nodes):
-                starting.start_soon(self._start_node, index, block, tracker.facts, nursery)
+        try:
+            await self._invite(tracker)
+            async with trio.open_nursery() as starting:
+                for index, block in enumerate(ports.nodes):
+                    starting.start_soon(self._start_node, index, block, tracker.facts, nursery)
+        finally:
+            self._join_file.unlink(missing_ok=True)
         nodes = [self._nodes[index].facts for index in range(self._plan.nodes)]
         if self._plan.as_json:
             line = {
@@ -129,6 +137,22 @@ class _Swarm:
                 raise LocalError(f"{err.message}; everything is stopped. The logs are in {logs}") from err
         self._screen.note("Ctrl-C stops everything.")
 
+    @property
+    def _join_file(self) -> Path:
+        return self._plan.data_dir / "join-token"
+
+    async def _invite(self, tracker: Child) -> None:
+        """Make a join token, for a few minutes and for as many nodes as have not joined yet, in a file for us only."""
+        folders = [self._plan.data_dir / f"node{index + 1}" for index in range(self._plan.nodes)]
+        new = [folder for folder in folders if "membership" not in load_kept(kept_path(folder / "index.lmdb"))]
+        self._join_file.unlink(missing_ok=True)
+        if self._plan.plain or not new:
+            return
+        socket = Path(tracker.facts["data_dir"]) / "admin.sock"
+        document = {"uses": len(new), "lasts": 2 * START_DEADLINE}
+        made = await trio.to_thread.run_sync(lambda: send(socket, "POST", "/node-tokens", document, actor="up"))
+        _write_private(self._join_file, str(made["token"]))
+
     async def _start_node(self, index: int, block: Ports, tracker: Mapping[str, Any], nursery: trio.Nursery) -> None:
         settings = self._node_settings(index, block, tracker)
         child = await self._start(
@@ -144,7 +168,7 @@ class _Swarm:
                 "log_format": "console",
             },
             "registry": {"host": _loopbacks(), "port": ports.main},
-            "peer": {"host": "127.0.0.1", "port": ports.peer, "plain": True},
+            "peer": {"host": "127.0.0.1", "port": ports.peer, "plain": self._plan.plain},
             "libp2p": {"host": "127.0.0.1", "port": ports.libp2p},
             "metrics": {"host": "127.0.0.1", "port": ports.metrics},
             "auth": {
@@ -158,10 +182,14 @@ class _Swarm:
         return {
             "node": {"data_dir": str(self._plan.data_dir / f"node{index + 1}"), "log_format": "console"},
             "pull": {"host": _loopbacks(), "port": ports.main},
-            "peer": {"host": "127.0.0.1", "port": ports.peer, "plain": True},
+            "peer": {"host": "127.0.0.1", "port": ports.peer, "plain": self._plan.plain},
             "libp2p": {"host": "127.0.0.1", "port": ports.libp2p, "bootstrap": tracker.get("libp2p", [])},
             "metrics": {"host": "127.0.0.1", "port": ports.metrics},
-            "tracker": {"url": tracker["peer_url"], "root_key": tracker.get("root_key")},
+            "tracker": {
+                "url": tracker["peer_url"],
+                "root_key": tracker.get("root_key"),
+                **({} if self._plan.plain else {"join_file": str(self._join_file)}),
+            },
         }
 
     async def _start(
@@ -284,9 +312,14 @@ def _password(path: Path) -> str:
         return path.read_text(encoding="ascii").strip()
     except FileNotFoundError:
         password = secrets.token_urlsafe(18)
-    with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w", encoding="ascii") as file:
-        file.write(password + "\n")
+    _write_private(path, password)
     return password
+
+
+def _write_private(path: Path, secret: str) -> None:
+    """A new file that only the owner can read."""
+    with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w", encoding="ascii") as file:
+        file.write(secret + "\n")
 
 
 def _child_environment(env: Mapping[str, str]) -> dict[str, str]:

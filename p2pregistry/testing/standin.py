@@ -7,11 +7,14 @@ scripted by files in the folder of its settings: ``<name>.fail`` makes it end wi
 
 from __future__ import annotations
 
+import http.server
 import json
 import os
 import select
 import signal
+import socketserver
 import sys
+import threading
 import tomllib
 from pathlib import Path
 
@@ -46,12 +49,38 @@ def main() -> int:
         "libp2p": [],
         "root_key": "k4.public.AAAA",
     }
+    if sys.argv[1] == "tracker":
+        _give_tokens(Path(facts["data_dir"]))
+    join_file = Path(settings["tracker"].get("join_file", "none"))
+    if join_file.exists():
+        event(f"join {oct(join_file.stat().st_mode & 0o777)} {join_file.read_text().strip()}")
     event("start")
     os.write(int(options["--ready-fd"]), json.dumps(facts).encode() + b"\n")
     os.close(int(options["--ready-fd"]))
     select.select([wake, int(options["--parent-fd"])], [], [])
     event("stop")
     return 0
+
+
+def _give_tokens(data: Path) -> None:
+    """Answer each request on the admin socket with a join token."""
+
+    class Answers(http.server.BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            uses = json.loads(self.rfile.read(int(self.headers["Content-Length"])))["uses"]
+            body = json.dumps({"token": f"token-for-{uses}"}).encode()
+            self.send_response(200)
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, format: str, *args: object) -> None:  # noqa: A002 - as the library has it
+            """Says nothing."""
+
+    data.mkdir(parents=True, exist_ok=True)
+    (data / "admin.sock").unlink(missing_ok=True)
+    server = socketserver.UnixStreamServer(str(data / "admin.sock"), Answers)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
 
 
 if __name__ == "__main__":

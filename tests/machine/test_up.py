@@ -21,7 +21,7 @@ from p2pregistry import cli, up
 up.STOP_DEADLINE = float(sys.argv[4])
 command = (sys.executable, "-P", "-m", "p2pregistry.testing.standin")
 folder, nodes, mode = Path(sys.argv[1]), int(sys.argv[2]), sys.argv[3]
-plan = up.Plan(nodes=nodes, data_dir=folder, port=0, as_json=mode == "json", program=command)
+plan = up.Plan(nodes=nodes, data_dir=folder, port=0, as_json=mode != "people", plain=mode == "plain", program=command)
 cli.reporting(lambda: up.main(plan))
 """
 
@@ -172,7 +172,27 @@ def test_children_are_told_loopback_only_and_who_the_tracker_is(swarm: Running, 
         flat = {host for entry in hosts for host in (entry if isinstance(entry, list) else [entry])}
         assert flat <= {"127.0.0.1", "::1"}
         if name != "tracker":
-            assert settings["tracker"] == {"url": facts["tracker"]["peer_url"], "root_key": "k4.public.AAAA"}
+            known = {"url": facts["tracker"]["peer_url"], "root_key": "k4.public.AAAA"}
+            assert settings["tracker"] == known | {"join_file": str(data_dir / "join-token")}
+            assert settings["peer"]["plain"] is False
+
+
+def test_nodes_join_with_a_token_in_a_file_that_is_for_them_only_and_gone_afterwards(
+    swarm: Running, data_dir: Path
+) -> None:
+    swarm.ready()
+    joins = [event for event in swarm.events() if event.startswith("join")]
+    assert sorted(joins) == ["join 0o600 token-for-2 node1", "join 0o600 token-for-2 node2"]
+    assert not (data_dir / "join-token").exists()
+    assert swarm.end()[0] == 0
+
+
+def test_plain_nodes_need_no_token(data_dir: Path) -> None:
+    running = Running(data_dir, mode="plain")
+    running.ready()
+    assert not [event for event in running.events() if event.startswith("join")]
+    assert tomllib.loads((data_dir / "node1.toml").read_text())["peer"]["plain"] is True
+    assert running.end()[0] == 0
 
 
 def test_people_are_told_what_to_type(data_dir: Path) -> None:
