@@ -30,22 +30,17 @@ def check_glob(pattern: str) -> None:
 def matches(pattern: str, name: str) -> bool:
     """Whether the pattern covers the whole of ``name``."""
     parts = _parts(pattern)
-    # where in the pattern one may be after the characters so far: a set of positions, as for any regular language
-    reached = _onward(parts, {0})
-    for character in name:
-        following: set[int] = set()
-        for at in reached:
-            if at == len(parts):
-                continue
-            part = parts[at]
-            if part == "**" or (part == "*" and character != "/"):
-                following.add(at)
-            elif part == character:
-                following.add(at + 1)
-        if not following:
-            return False
-        reached = _onward(parts, following)
-    return len(parts) in reached
+    return len(parts) in _reached(parts, name)
+
+
+def begins(pattern: str, start: str) -> bool:
+    """Whether the pattern covers some name that begins with ``start``, of whatever characters."""
+    return bool(_reached(_parts(pattern), start))
+
+
+def prefix(pattern: str) -> str:
+    """What every name begins with that the pattern covers."""
+    return pattern.partition("*")[0]
 
 
 def matches_any(patterns: Iterable[str], name: str) -> bool:
@@ -69,6 +64,25 @@ def _parts(pattern: str) -> list[str]:
         else:
             parts.append(character)
     return parts
+
+
+def _reached(parts: list[str], name: str) -> set[int]:
+    """Where in the pattern one may be after these characters: a set of positions, as for any regular language."""
+    reached = _onward(parts, {0})
+    for character in name:
+        following: set[int] = set()
+        for at in reached:
+            if at == len(parts):
+                continue
+            part = parts[at]
+            if part == "**" or (part == "*" and character != "/"):
+                following.add(at)
+            elif part == character:
+                following.add(at + 1)
+        if not following:
+            return following
+        reached = _onward(parts, following)
+    return reached
 
 
 def _onward(parts: list[str], reached: set[int]) -> set[int]:

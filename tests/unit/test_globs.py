@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from p2pregistry.globs import MAX_PATTERN, check_glob, matches, matches_any
+from p2pregistry.globs import MAX_PATTERN, begins, check_glob, matches, matches_any, prefix
 
 PATTERNS = st.lists(st.sampled_from(["*", "**", "a", "b", "/", ":", "."]), max_size=12).map("".join)
 NAMES = st.text("ab/:.", max_size=14)
@@ -79,3 +79,17 @@ def test_what_cannot_be_a_pattern_is_refused(pattern: str) -> None:
 
 def test_a_pattern_may_have_what_names_have() -> None:
     check_glob("team-a/api_1.x/**:V*")
+
+
+@given(PATTERNS, NAMES, NAMES)
+def test_a_pattern_begins_whatever_a_name_that_it_covers_begins_with(pattern: str, start: str, rest: str) -> None:
+    if matches(pattern, start + rest):
+        assert begins(pattern, start)
+        assert (start + rest).startswith(prefix(pattern))
+
+
+def test_what_a_pattern_begins() -> None:
+    assert begins("team/*:v*", "team/api:")
+    assert begins("team/*", "team/api:")
+    assert not begins("team/*:v*", "team/api/old:")
+    assert not begins("team/api", "team/api:")
