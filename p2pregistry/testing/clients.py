@@ -81,9 +81,9 @@ class Containers:
 
     folder: Path
 
-    def __call__(self, *command: str) -> str:
+    def __call__(self, *command: str, stdin: str = "") -> str:
         """Run one of them; its standard output."""
-        return run(command, env=self._env())
+        return run(command, env=self._env(), stdin=stdin)
 
     def login(self, registry: str, account: Account) -> None:
         """Write the credentials where all three look for them."""
@@ -200,10 +200,11 @@ def containerd(folder: Path) -> Iterator[Containerd]:
 
 @dataclass(frozen=True)
 class Docker:
-    """A Docker engine and its client."""
+    """A Docker engine and its client, and the socket of the containerd below it."""
 
     folder: Path
     socket: Path
+    containerd: Path
 
     def __call__(self, *command: str, stdin: str = "") -> str:
         """Run docker; its standard output."""
@@ -236,7 +237,7 @@ def docker(folder: Path) -> Iterator[Docker]:
     (folder / "config").mkdir()
     (folder / "daemon.json").write_text("{}")
     with containerd(folder) as under, _short_folder() as short:
-        engine = Docker(folder, short / "d.sock")
+        engine = Docker(folder, short / "d.sock", under.socket)
         command = ["dockerd", "--data-root", f"{folder}/docker", "--exec-root", f"{short}/exec"]
         command += ["--pidfile", f"{short}/pid", "--host", f"unix://{engine.socket}", "--group", str(os.getegid())]
         command += ["--containerd", str(under.socket), "--config-file", f"{folder}/daemon.json"]
