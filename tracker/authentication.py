@@ -13,7 +13,6 @@ import re
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
-from dataclasses import replace
 from typing import Final
 
 import trio
@@ -137,14 +136,10 @@ class Authentication:
     async def rights(self, shown: Shown) -> Rights:
         """For lists: the rights of who has an access token, as they are now, within the scopes of the personal or robot
         token that it was asked for with."""
-        if shown.token is None:
+        token = shown.token
+        if token is None or token.account is None:
             return shown.rights
-        identity = await self._accounts.identity_of(shown.token.subject.partition("+")[0])
-        if identity is not None and identity.account_id != shown.token.account:
-            identity = None  # the name is another one's now
-        if identity is not None and shown.token.within is not None:
-            identity = replace(identity, administrator=False, scopes=shown.token.within)
-        return await self._accounts.rights(identity)
+        return await self._accounts.rights(Identity(token.account, token.subject, False, None, token.within))
 
     @asynccontextmanager
     async def _turn(self, network: str) -> AsyncIterator[None]:

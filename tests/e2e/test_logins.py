@@ -412,7 +412,7 @@ def slow(hub: Hub, *, after: int, seconds: float) -> Iterator[Slow]:
 
         do_HEAD = do_POST = do_GET
 
-        def log_message(self, *args: object) -> None:
+        def log_message(self, format: str, *args: object) -> None:  # noqa: A002 - its name there
             pass
 
     with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:

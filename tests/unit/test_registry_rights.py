@@ -301,14 +301,22 @@ async def test_the_catalogue_shows_each_what_he_may_pull(tmp_path: Path) -> None
         robot = await api.accounts.add_token(
             "robot", ANN, "ci", SYSTEM, scopes=["repository:ann/other:pull"], lifetime=None
         )
-        account = await api.accounts.identity_of(ANN)
+        await api.accounts.add_organization("acme", USER, SYSTEM)
+        acmes = await api.accounts.add_token("robot", "acme", "ci", SYSTEM, scopes=["repository:acme/p*:pull"])
+        account, organization = await api.accounts.identity_of(ANN), await api.accounts.account("acme")
         assert account is not None
+        assert organization is not None
         catalog, number = "registry:catalog:*", account.account_id
         for header, seen in (
             (None, [PUBLIC]),
             (AUTHORIZATION, [PRIVATE, PUBLIC, "ann/own"]),
             (basic(ANN, ANNS), [PUBLIC, "ann/own"]),
             (basic("anything", robot.secret), [PUBLIC]),
+            (basic("anything", acmes.secret), [PRIVATE, PUBLIC]),
+            (
+                bearer(catalog, subject="acme+ci", account=organization.id, within=acmes.token.scopes),
+                [PRIVATE, PUBLIC],
+            ),
             (bearer(catalog, account=number), [PUBLIC, "ann/own"]),
             (bearer(catalog, account=number, within=parse_scopes(["repository:ann/x:pull"])), [PUBLIC]),
             (bearer(catalog, account=number + 99), [PUBLIC]),
