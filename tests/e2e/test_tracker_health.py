@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import http.client
 import json
+import os
 import shutil
+import signal
+import sys
 import time
 from pathlib import Path
 
@@ -46,6 +49,22 @@ def test_readiness_says_which_part_fails(tmp_path: Path) -> None:
         assert "database: ok" in text
         assert get(process, "/livez") == (200, "ok\n")
         shutil.move(tmp_path / "away", blobs / "uploads")
+        until(process, 200)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads the children of Postgres from /proc")
+def test_a_tracker_whose_database_is_away_is_not_ready_and_heals(tmp_path: Path) -> None:
+    with tracker(tmp_path / "tracker") as process:
+        until(process, 200)
+        data = Path(process.facts["data_dir"], "postgres", "data")
+        postmaster = int((data / "postmaster.pid").read_text("ascii").split("\n")[0])
+        os.kill(postmaster, signal.SIGSTOP)  # nobody is let in any more
+        for backend in Path(f"/proc/{postmaster}/task/{postmaster}/children").read_text("ascii").split():
+            os.kill(int(backend), signal.SIGKILL)
+        text = until(process, 503)
+        assert "not ready: the database does not answer" in text
+        assert get(process, "/livez") == (200, "ok\n")
+        os.kill(postmaster, signal.SIGCONT)
         until(process, 200)
 
 
