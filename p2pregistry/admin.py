@@ -33,7 +33,8 @@ def get(path: Path, target: str) -> Any:
 def send(
     path: Path, method: str, target: str, document: object = None, *, timeout: float | None = TIMEOUT, actor: str = ""
 ) -> Any:
-    """Ask the daemon to do something, with a JSON ``document`` if it is not None; what it answers.
+    """Ask the daemon to do something, with a JSON ``document`` if it is not None; what it answers,
+    an empty one where it answers nothing.
 
     ``timeout``: seconds without an answer, None: wait for ever. ``actor``: who asks, for the audit log. Raises
     LocalError, with the daemon's own words where it refused.
@@ -46,9 +47,9 @@ def send(
         connection.request(method, target, None if document is None else json.dumps(document), headers)
         answer = connection.getresponse()
         body = answer.read()
-        if answer.status != 200:
+        if not 200 <= answer.status < 300:
             raise LocalError(_refusal(path, target, answer.status, body))
-        return json.loads(body)
+        return json.loads(body) if body else {}
     except (FileNotFoundError, ConnectionRefusedError) as err:
         raise LocalError(f"nothing runs with the data directory {path.parent} (no answer at {path.name})") from err
     except PermissionError as err:

@@ -31,15 +31,23 @@ from p2pregistry.serve.http import Handler
 from p2pregistry.serve.listen import open_listeners, open_unix_listener, serve
 from p2pregistry.serve.peer_api import Slots
 from p2pregistry.serve.tls import Certificates
-from p2pregistry.serve.turnstile import Turnstile
 from p2pregistry.trust.certificate import server_context
 from p2pregistry.trust.claims import ManifestClaim, sign_manifest_claim
-from p2pregistry.trust.paserk import PUBLIC, read_key
-from tracker import garbage_admin, hook_admin, key_admin, node_admin, policy_admin, repo_admin, status_admin
+from tracker import (
+    front_parts,
+    garbage_admin,
+    hook_admin,
+    identity_admin,
+    key_admin,
+    node_admin,
+    policy_admin,
+    repo_admin,
+    status_admin,
+)
 from tracker.admin import AdminApi
 from tracker.announces import Desk
 from tracker.announces_postgres import PostgresAnnounces
-from tracker.authentication import Authentication
+from tracker.api import doors
 from tracker.blobs import Blobs
 from tracker.board import Pace
 from tracker.bulletin import Bulletin
@@ -49,24 +57,20 @@ from tracker.catalog.migrate import migrate as migrate_schema
 from tracker.catalog.postgres import PostgresCatalog
 from tracker.db import Connection, Db
 from tracker.embedded import embedded_postgres
-from tracker.face import Face
 from tracker.front import by_path
 from tracker.hook_runner import HookRunner
-from tracker.identity.base import Accounts
 from tracker.identity.postgres import PostgresAccounts
 from tracker.key_keeper import KeyFiles, KeyKeeper, open_keys
 from tracker.keyring import Keyring
 from tracker.named import Named
+from tracker.node_admin import Facts
 from tracker.node_parts import NodeParts
 from tracker.peer_endpoints import TrackerPeerApi
-from tracker.push_api import RegistryApi
 from tracker.settings import TrackerSettings, read_secret
 from tracker.signed import SignedRecords
 from tracker.storage import open_objects
 from tracker.sweeper import Pace as SweepPace
 from tracker.sweeper import Sweeper
-from tracker.throttle import Logins, PostgresCounters
-from tracker.token_api import TokenApi
 from tracker.uploads import Limits, Uploads
 from tracker.webhook_client import WebhookClient, networks
 
@@ -119,6 +123,8 @@ async def _live(settings: TrackerSettings, ready: Ready, stop: trio.Event) -> No
         contexts = _contexts(settings, keeper.keyring, certificates)
         accounts = await _accounts(settings, db, keeper, credentials)
         parts = _assemble(settings, keeper, accounts, db, objects, router, known, listeners)
+        if await accounts.needs_setup():
+            _log.warning("there is no administrator; make the first one with: p2pregistry tracker setup-url")
         async with trio.open_nursery() as nursery:
             for task in parts.tasks:
                 nursery.start_soon(task)
@@ -155,14 +161,8 @@ def _assemble(
     catalog = PostgresCatalog(db, private=settings.auth.new_repositories == "private")
     uploads = Uploads(catalog, catalog.sessions, objects, _limits(settings))
     keyring = keeper.keyring
-    bulletin = Bulletin(
-        keyring,
-        swarm=settings.tracker.swarm,
-        names=settings.tracker.names,
-        libp2p=lambda: _multiaddrs(settings, router),
-        token_url=_registry_url(settings, listeners).rstrip("/") + "/token",
-        revoked=known.nodes.revoked,
-    )
+    url = _registry_url(settings, listeners).rstrip("/")
+    bulletin = _bulletin(settings, keyring, router, known, url)
     garbage = PostgresGarbage(db)
     sweeper = Sweeper(catalog, garbage, objects, _pace(settings))
     probe = _Probe(db, objects, settings.uploads.min_free)
@@ -170,8 +170,13 @@ def _assemble(
     named = Named(catalog)
     announces = _announces(settings, db, named)
     slots = Slots(settings.peer.max_uploads, settings.peer.queue)
+
+    def node_facts() -> Facts:
+        return known.facts(_peer_url(settings, listeners))
+
+    services = front_parts.services(settings, db, keyring, accounts, catalog, known.nodes, node_facts)
     handlers: dict[str, Handler] = {
-        "registry": _front(settings, keyring, accounts, db, catalog, objects, uploads, sweeper),
+        "registry": front_parts.front(settings, services, objects, uploads, sweeper.pulls.count),
         "peer": known.gate(
             TrackerPeerApi(
                 catalog,
@@ -186,14 +191,18 @@ def _assemble(
             bulletin,
         ),
         "metrics": health(lambda: probe.reason, lambda: probe.parts),
-        "admin": AdminApi(
-            status_admin.routes(catalog.sessions, objects, lambda: probe.reason),
-            hook_admin.routes(hooks),
-            garbage_admin.routes(sweeper, garbage),
-            policy_admin.routes(catalog.policies),
-            repo_admin.routes(catalog, uploads),
-            key_admin.routes(keeper),
-            node_admin.routes(known.nodes, lambda: known.facts(_peer_url(settings, listeners))),
+        "admin": by_path(
+            doors.private(services),
+            AdminApi(
+                status_admin.routes(catalog.sessions, objects, lambda: probe.reason),
+                hook_admin.routes(hooks),
+                garbage_admin.routes(sweeper, garbage),
+                policy_admin.routes(catalog.policies),
+                repo_admin.routes(catalog, uploads),
+                key_admin.routes(keeper),
+                node_admin.routes(known.nodes, node_facts),
+                identity_admin.routes(accounts, url),
+            ),
         ),
     }
     runner = _hook_runner(settings, hooks)
@@ -203,49 +212,14 @@ def _assemble(
     return _Parts(handlers, tuple(tasks))
 
 
-def _front(
-    settings: TrackerSettings,
-    keyring: Keyring,
-    accounts: Accounts,
-    db: Db,
-    catalog: PostgresCatalog,
-    objects: ObjectStore,
-    uploads: Uploads,
-    sweeper: Sweeper,
-) -> Handler:
-    """What the registry's listener serves."""
-
-    def sign(claim: ManifestClaim) -> str:
-        return sign_manifest_claim(keyring.signer, claim)
-
-    authentication = Authentication(
-        accounts, Logins(PostgresCounters(db)), lambda: keyring.keys, service=settings.service
-    )
-    registry = RegistryApi(
-        catalog,
-        objects,
-        uploads,
-        sign,
-        authentication,
-        public_url=settings.tracker.public_url,
-        manifest_limit=settings.uploads.max_manifest_bytes,
-        pulled=sweeper.pulls.count,
-    )
-    tokens = TokenApi(
-        authentication,
-        accounts,
-        catalog,
-        lambda: keyring.signer,
-        issuer=read_key(keyring.root_public, PUBLIC).to_paserk_id(),
-        lifetime=int(settings.auth.token_lifetime),
-    )
-    return Face(
-        by_path({"/token": tokens}, registry),
-        listener="registry",
-        trusted=networks(settings.tracker.trusted_proxies),
-        access_log=settings.tracker.access_log,
-        per_address=Turnstile(settings.limits.per_address),
-        per_account=Turnstile(settings.limits.per_account),
+def _bulletin(settings: TrackerSettings, keyring: Keyring, router: DhtRouter, known: NodeParts, url: str) -> Bulletin:
+    return Bulletin(
+        keyring,
+        swarm=settings.tracker.swarm,
+        names=settings.tracker.names,
+        libp2p=lambda: _multiaddrs(settings, router),
+        token_url=url + "/token",
+        revoked=known.nodes.revoked,
     )
 
 

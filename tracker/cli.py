@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from tracker.commands import garbage, hooks, keys, nodes, policies
+from tracker.commands import accounts, garbage, hooks, keys, nodes, organizations, policies
 
 if TYPE_CHECKING:
     from tracker.settings import TrackerSettings
@@ -84,6 +84,10 @@ tracker.add_command(keys.keys)
 tracker.add_command(nodes.node_token)
 tracker.add_command(nodes.node_tokens)
 tracker.add_command(nodes.node)
+tracker.add_command(accounts.setup_url)
+tracker.add_command(accounts.user)
+tracker.add_command(accounts.token)
+tracker.add_command(organizations.org)
 
 
 @tracker.group("config")

@@ -42,9 +42,11 @@ class TrackerProcess:
 
 
 @contextmanager
-def tracker(folder: Path, settings: Mapping[str, str] | None = None) -> Iterator[TrackerProcess]:
+def tracker(
+    folder: Path, settings: Mapping[str, str] | None = None, *, administrator: bool = True
+) -> Iterator[TrackerProcess]:
     """Run a tracker with its data in ``folder`` on free ports until the end of the block, or until it is killed.
-    ``settings`` are others than usual, by ``section.key``.
+    ``settings`` are others than usual, by ``section.key``; without ``administrator`` they name none.
 
     Whether it stops cleanly is checked: SIGTERM must end it with status 0, unless the test has killed it.
     """
@@ -56,8 +58,7 @@ def tracker(folder: Path, settings: Mapping[str, str] | None = None) -> Iterator
         "peer.plain": "true",
         "libp2p.port": "0",
         "metrics.port": "0",
-        "auth.username": _USER,
-        "auth.password_file": str(folder / "password"),
+        **({"auth.username": _USER, "auth.password_file": str(folder / "password")} if administrator else {}),
         "auth.new_repositories": "public",
         **(settings or {}),
     }

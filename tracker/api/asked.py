@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Generic, Protocol, TypeVar
+from typing import Generic, TypeVar
 
 from p2pregistry.errors import RequestError
+from tracker.authentication import Authentication
 from tracker.catalog.base import Catalog
 from tracker.catalog.listing import Listing
 from tracker.catalog.nodes import Nodes
@@ -22,14 +23,6 @@ T = TypeVar("T")
 
 #: Of the command line: all rights. A name that no account can have.
 EVERYTHING = Rights("the operator", everything=True)
-
-
-class Login(Protocol):
-    """Looks at a name and a password, and counts wrong ones."""
-
-    async def login(self, name: str, secret: str, address: str) -> Identity:
-        """Raises RequestError (UNAUTHORIZED or TOOMANYREQUESTS)."""
-        ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +55,7 @@ class Services:
     nodes: Nodes
     facts: Callable[[], Facts]
     keyring: Keyring
-    login: Login
+    authentication: Authentication
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Awaitable, Callable, Mapping
-from typing import Any, Final, Protocol
+from typing import Any, Final
 from urllib.parse import unquote
 
 import msgspec
@@ -18,8 +18,9 @@ from p2pregistry.serve.http import Request, Response
 from p2pregistry.trust.secret import kind_of
 from tracker.admin import operator
 from tracker.api import documents as d
-from tracker.api.asked import EVERYTHING, Asked, Login, Services, Who
+from tracker.api.asked import EVERYTHING, Asked, Services, Who
 from tracker.api.routes import PREFIX, ROUTES, Route
+from tracker.authentication import Authentication
 from tracker.catalog.trail import By
 from tracker.identity.base import Accounts, Identity
 
@@ -31,14 +32,6 @@ _FIELD: Final = re.compile(r"at `\$\.([A-Za-z_]+)|field `([A-Za-z_]+)`|field `(.
 
 #: Says who sends a request. Raises RequestError.
 Identify = Callable[[Request], Awaitable[Who]]
-
-
-class Authentication(Login, Protocol):
-    """Who sends a request, by a name and a password or token."""
-
-    async def authenticate(self, request: Request) -> Identity | None:
-        """None if it shows nothing. Raises RequestError (UNAUTHORIZED or TOOMANYREQUESTS)."""
-        ...
 
 
 class Api:

@@ -7,15 +7,21 @@ from p2pregistry.trust.secret import is_secret, kind_of
 from tracker.api import documents as d
 from tracker.api.asked import Asked, Services, naming, page, wrong
 from tracker.api.rules import denied
-from tracker.identity.base import Account, not_set_up, unknown_account
+from tracker.catalog.trail import By
+from tracker.identity.base import Account, Accounts, not_set_up, unknown_account
 
 
 async def set_up(asked: Asked[d.Setup, d.Nothing]) -> d.User:
-    """The first administrator. That a secret is none is said before a password is hashed, which takes a while."""
-    accounts, new = asked.services.accounts, asked.body
-    if not is_secret("setup", new.secret) or not await accounts.needs_setup():
+    new = asked.body
+    return shown(await make_first(asked.services.accounts, new.secret, new.name, new.password, asked.by))
+
+
+async def make_first(accounts: Accounts, secret: str, name: str, password: str, by: By) -> Account:
+    """The first administrator; see Accounts. That a secret is none is said before a password is hashed, which takes a
+    while."""
+    if not is_secret("setup", secret) or not await accounts.needs_setup():
         raise not_set_up()
-    return shown(await accounts.set_up(new.secret, new.name, new.password, asked.by))
+    return await accounts.set_up(secret, name, password, by)
 
 
 async def me(asked: Asked[d.Nothing, d.Nothing]) -> d.Me:
@@ -62,7 +68,7 @@ async def _check_current(asked: Asked[d.NewPassword, d.Nothing], name: str, curr
     try:
         if kind_of(current) is not None:
             raise denied()
-        await asked.services.login.login(name, current, asked.by.address)
+        await asked.services.authentication.login(name, current, asked.by.address)
     except RequestError as err:
         if err.status not in (401, 403):
             raise

@@ -21,9 +21,11 @@ __all__ = [
     "json_option",
     "load_settings",
     "pairs_of",
+    "seconds",
     "sets_option",
     "size",
     "span",
+    "sure",
     "table",
     "with_tracker",
 ]
@@ -75,6 +77,24 @@ class Console:
         given = urlencode({key: value for key, value in query.items() if value is not None})
         target = f"{path}?{given}" if given else path
         return send(self.socket, method, target, document, timeout=timeout, actor=_login())
+
+    def api(self, method: str, *path: str, document: object = None, **query: object) -> Any:
+        """The same of the JSON API, whose path consists of these names (docs/api.md)."""
+        from urllib.parse import quote
+
+        target = "/".join(quote(name, safe="") for name in path)
+        return self.ask(method, f"/api/v1/{target}", document, timeout=_TIMEOUT, **query)
+
+    def all(self, key: str, *path: str, **query: object) -> dict[str, Any]:
+        """A whole list of the JSON API: all its pages, under their ``key``."""
+        found: list[Any] = []
+        after: str | None = None
+        while True:
+            page = self.api("GET", *path, n=1000, after=after, **query)
+            found += page[key]
+            after = page["next"]
+            if after is None:
+                return {key: found}
 
     def show(self, answer: Any, lines: Callable[[], Iterable[str]]) -> None:
         """Print the answer as one JSON document, or else ``lines``, or "none" where there are none."""
@@ -130,6 +150,22 @@ def _text(value: object) -> str:
     if isinstance(value, dict | list | tuple):
         return json.dumps(value)
     return "".join(c if c.isprintable() else "?" for c in str(value))
+
+
+def seconds(text: str, option: str) -> float:
+    """A time such as 30m or 7d. Raises click.BadParameter."""
+    from p2pregistry.settings import parse_duration
+
+    try:
+        return parse_duration(text)
+    except ValueError as err:
+        raise click.BadParameter(str(err), param_hint=option) from err
+
+
+def sure(what: str, yes: bool) -> None:
+    """Ask, unless the command line says yes. Raises click.Abort, also where nobody sits there."""
+    if not yes:
+        click.confirm(f"{what} cannot be taken back. Go on?", abort=True, err=True)
 
 
 def _login() -> str:

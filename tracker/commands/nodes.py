@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from tracker.commands.common import Console, pairs_of, table, with_tracker
+from tracker.commands.common import Console, pairs_of, seconds, table, with_tracker
 
 _pull = click.option(
     "--pull", "pulls", multiple=True, metavar="GLOB", help="Private repositories it may pull; may be repeated."
@@ -40,7 +40,7 @@ def node_token(
         raise click.UsageError("give one of --uses and --multi")
     document = {
         "uses": None if multi else (uses or 1),
-        "lasts": _seconds(expires),
+        "lasts": seconds(expires, "--expires"),
         "swarm": swarm,
         "pulls": list(pulls),
         "labels": _labels(labels),
@@ -151,15 +151,6 @@ def settings(console: Console) -> None:
     answer = console.ask("GET", "/nodes/settings")
     lines = ["[tracker]", *(f'{key} = "{answer[key]}"' for key in ("url", "peer_id", "root_key"))]
     console.show(answer, lambda: lines)
-
-
-def _seconds(text: str) -> float:
-    from p2pregistry.settings import parse_duration
-
-    try:
-        return parse_duration(text)
-    except ValueError as err:
-        raise click.BadParameter(str(err), param_hint="--expires") from err
 
 
 def _labels(texts: tuple[str, ...]) -> dict[str, str]:

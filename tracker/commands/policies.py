@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from tracker.commands.common import Console, pairs_of, size, span, table, with_tracker
+from tracker.commands.common import Console, pairs_of, size, span, sure, table, with_tracker
 
 
 @click.group()
@@ -107,6 +107,47 @@ def tags(console: Console, repository: str) -> None:
 def delete_tag(console: Console, repository: str, tag: str) -> None:
     """Delete TAG of REPOSITORY; the manifest stays until garbage is collected, if that is set."""
     console.show(console.ask("DELETE", "/tags", repository=repository, tag=tag), lambda: ["deleted"])
+
+
+@repo.command()
+@click.argument("repository")
+@with_tracker
+def public(console: Console, repository: str) -> None:
+    """Let everybody pull REPOSITORY, also without an account where auth.anonymous_pull is set."""
+    _set_private(console, repository, False)
+
+
+@repo.command()
+@click.argument("repository")
+@with_tracker
+def private(console: Console, repository: str) -> None:
+    """Let only those pull REPOSITORY who were given rights."""
+    _set_private(console, repository, True)
+
+
+def _set_private(console: Console, repository: str, private: bool) -> None:
+    answer = console.api("PUT", "repositories", repository, "visibility", document={"private": private})
+    console.show(answer, lambda: ["private" if private else "public"])
+
+
+@repo.command()
+@click.argument("repository")
+@with_tracker
+def show(console: Console, repository: str) -> None:
+    """How large REPOSITORY is, and who may pull it."""
+    answer = console.api("GET", "repositories", repository)
+    shown = {key: value for key, value in answer.items() if key != "actions"} | {"size": size(answer["size"])}
+    console.show(answer, lambda: pairs_of(shown))
+
+
+@repo.command()
+@click.argument("repository")
+@click.option("--yes", is_flag=True, help="Do not ask.")
+@with_tracker
+def delete(console: Console, repository: str, yes: bool) -> None:
+    """Delete REPOSITORY with its tags and manifests; its blobs go when garbage is collected."""
+    sure(f"Deleting {repository}", yes)
+    console.show(console.api("DELETE", "repositories", repository), lambda: ["deleted"])
 
 
 @click.group()

@@ -1,0 +1,85 @@
+"""The registry's listener, put together from settings."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from p2pregistry.objects.base import ObjectStore
+from p2pregistry.serve.http import Handler
+from p2pregistry.serve.turnstile import Turnstile
+from p2pregistry.trust.claims import ManifestClaim, sign_manifest_claim
+from p2pregistry.trust.paserk import PUBLIC, read_key
+from tracker.api import doors
+from tracker.api.asked import Services
+from tracker.authentication import Authentication
+from tracker.catalog.base import Catalog
+from tracker.catalog.listing import PostgresListing
+from tracker.catalog.nodes import Nodes
+from tracker.db import Db
+from tracker.face import Face
+from tracker.front import by_path
+from tracker.identity.base import Accounts
+from tracker.keyring import Keyring
+from tracker.node_admin import Facts
+from tracker.push_api import Pulled, RegistryApi
+from tracker.settings import TrackerSettings
+from tracker.throttle import Logins, PostgresCounters
+from tracker.token_api import TokenApi
+from tracker.uploads import Uploads
+from tracker.webhook_client import networks
+
+
+def services(
+    settings: TrackerSettings,
+    db: Db,
+    keyring: Keyring,
+    accounts: Accounts,
+    catalog: Catalog,
+    nodes: Nodes,
+    facts: Callable[[], Facts],
+) -> Services:
+    """What the JSON API works with, behind both of its doors."""
+    logins = Logins(PostgresCounters(db))
+    authentication = Authentication(accounts, logins, lambda: keyring.keys, service=settings.service)
+    return Services(accounts, catalog, PostgresListing(db), nodes, facts, keyring, authentication)
+
+
+def front(
+    settings: TrackerSettings,
+    services: Services,
+    objects: ObjectStore,
+    uploads: Uploads,
+    pulled: Pulled,
+) -> Handler:
+    """What the registry's listener serves."""
+    catalog, keyring = services.catalog, services.keyring
+
+    def sign(claim: ManifestClaim) -> str:
+        return sign_manifest_claim(keyring.signer, claim)
+
+    registry = RegistryApi(
+        catalog,
+        objects,
+        uploads,
+        sign,
+        services.authentication,
+        public_url=settings.tracker.public_url,
+        manifest_limit=settings.uploads.max_manifest_bytes,
+        pulled=pulled,
+    )
+    tokens = TokenApi(
+        services.authentication,
+        services.accounts,
+        catalog,
+        lambda: keyring.signer,
+        issuer=read_key(keyring.root_public, PUBLIC).to_paserk_id(),
+        lifetime=int(settings.auth.token_lifetime),
+    )
+    return Face(
+        by_path({"/token": tokens, **doors.public(services)}, registry),
+        listener="registry",
+        trusted=networks(settings.tracker.trusted_proxies),
+        access_log=settings.tracker.access_log,
+        per_address=Turnstile(settings.limits.per_address),
+        per_account=Turnstile(settings.limits.per_account),
+    )
