@@ -46,6 +46,8 @@ def status(node: Node) -> dict[str, object]:
         "tracker_answers": node.tracker is not None and not node.tracker.down and node.swarm_seen is not None,
         "tracker_seen": None if node.swarm_seen is None else round(now - node.swarm_seen, 1),
         "root_key": node.trust.root_key,
+        "swarm": node.settings.node.swarm,
+        "credential_left": _left(node),
         "key_set": None if node.trust.keys is None else node.trust.keys.version,
         "tracker_live": node.trust.live,
         "names": sorted(node.names),
@@ -56,6 +58,12 @@ def status(node: Node) -> dict[str, object]:
         "max_bytes": node.settings.cache.max_bytes,
         "downloads": len(node.flights),
     }
+
+
+def _left(node: Node) -> float | None:
+    """Seconds that this node's credential is still good, by the tracker's clock; None without one."""
+    joining = node.standing.joining
+    return None if joining is None else round(joining.membership.credential.expires - node.trust.now(), 1)
 
 
 def _json(value: object) -> Response:

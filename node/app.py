@@ -20,13 +20,14 @@ from node.admin import admin_handler
 from node.joining import enter
 from node.settings import MIB, NodeSettings
 from node.standing import Standing
+from node.visits import NEIGHBOURS, TOKEN_URL, known_names, lines, remember_neighbours, visit_tracker
 from p2pregistry import __version__, observe
 from p2pregistry.content.metainfo import BlobRef
 from p2pregistry.content.unixfs import PIECE_SIZE
 from p2pregistry.crowd.announcer import MOST_HELD, Me
 from p2pregistry.crowd.finder import CrowdFinder
 from p2pregistry.digest import Digest
-from p2pregistry.errors import LocalError, RemoteError, RequestError, SettingsError, Unreachable
+from p2pregistry.errors import LocalError, RequestError, SettingsError, Unreachable
 from p2pregistry.flights import Flights
 from p2pregistry.haves import Haves
 from p2pregistry.lifetime import allow_open_files, orderly
@@ -65,19 +66,13 @@ if TYPE_CHECKING:
 
 #: Seconds that answers under way may take at shutdown, and that the whole shutdown may take.
 GRACE, DEADLINE = 5.0, 15.0
-#: Seconds between two looks at the neighbours.
-REMEMBER = 30.0
 #: Seconds between two questions to the tracker whether what is served is still what may be served.
 CONFIRM = 20.0
 #: Seconds a start waits for the tracker and the first neighbours.
 JOIN = 3.0
-#: Neighbours whose addresses outlive a restart.
-NEIGHBOURS = 20
 #: Of the peer listener: who takes nothing for so long is not kept a slot, and a slot is given back when the bytes are
 #: on their way, not when the kernel has taken them.
 PEER_LIMITS = ListenLimits(stall_time=20.0, unsent=256 << 10)
-#: Keys of the index under which they, the tracker's names and its token URL are kept.
-_NEIGHBOURS, _NAMES, _TOKEN_URL = "neighbours", "names", "token_url"
 _log = observe.logger(__name__)
 Ready = Callable[[dict[str, object]], None]
 
@@ -143,17 +138,17 @@ async def _live(settings: NodeSettings, join: str | None, ready: Ready, stop: tr
         trust = _trust(settings, index, tracker)
         urls = _urls(settings, listeners)
         standing = Standing(trust, joining, speaker)
-        router = await _router(stack, settings, data, urls, _lines(index, _NEIGHBOURS), standing)
+        router = await _router(stack, settings, data, urls, lines(index, NEIGHBOURS), standing)
         node, handlers = await _assemble(stack, settings, store, index, tracker, router, urls, standing)
         async with trio.open_nursery() as nursery:
             met = trio.Event()
-            nursery.start_soon(_visit_tracker, node, met)
+            nursery.start_soon(visit_tracker, node, met)
             if joining is not None:
                 nursery.start_soon(joining.run, trust.now)
             with trio.move_on_after(JOIN):  # without the tracker or peers a node serves what it has
                 await met.wait()
                 await router.joined(within=JOIN)
-            nursery.start_soon(_remember_neighbours, node)
+            nursery.start_soon(remember_neighbours, node)
             ready({**node.urls, "pid": os.getpid(), "data_dir": str(data), "peer_id": node.peer_id})
             _log.info("ready", peer_id=node.peer_id, version=__version__, **node.urls)
             async with trio.open_nursery() as servers:
@@ -321,8 +316,8 @@ async def _assemble(
     flights = _flights(settings, store, cache, index, finder, haves, advertiser, rates)
     await stack.enter_async_context(flights.running())
     node = Node(settings, index, visible, router, advertiser, flights, finder, standing, tracker, urls, router.peer_id)
-    node.names = _known_names(settings, index)
-    node.token_url = "".join(_lines(index, _TOKEN_URL)[:1])
+    node.names = known_names(settings, index)
+    node.token_url = "".join(lines(index, TOKEN_URL)[:1])
     resolver = _resolver(node)
     nursery.start_soon(_confirm, resolver, visible)
     pull = _pull_api(node, resolver, cache)
@@ -470,63 +465,3 @@ def _layers(manifest: StoredManifest, index: Index) -> tuple[list[tuple[Digest, 
     for item in parsed.required_blobs():
         (missing if index.blob(item.digest) is None else here).append((item.digest, item.size))
     return missing, here
-
-
-def _known_names(settings: NodeSettings, index: Index) -> frozenset[str]:
-    if settings.tracker.names is not None:
-        return frozenset(settings.tracker.names)
-    return frozenset(_lines(index, _NAMES))
-
-
-def _lines(index: Index, key: str) -> list[str]:
-    stored = index.get_meta(key)
-    return stored.decode("utf-8").split("\n") if stored else []
-
-
-async def _put_lines(index: Index, key: str, lines: Sequence[str]) -> None:
-    await index.put_meta(key, "\n".join(lines).encode("utf-8"), rebuildable=True)
-
-
-async def _remember_neighbours(node: Node) -> None:
-    """Keep some neighbours' addresses, so that a node that restarts while the tracker is away finds the others."""
-    while True:
-        neighbours = node.router.neighbours(NEIGHBOURS)
-        if neighbours:
-            await _put_lines(node.index, _NEIGHBOURS, neighbours)
-        await trio.sleep(REMEMBER)
-
-
-async def _visit_tracker(node: Node, met: trio.Event) -> None:
-    """Learn keys, revoked nodes, names and the way into the DHT; again every ``tracker.poll`` seconds."""
-    if node.tracker is None:
-        met.set()
-        return
-    wait, most = 0.2, node.settings.tracker.poll
-    while True:
-        if await _visit(node):
-            met.set()
-            wait = most
-        await trio.sleep(wait * random.uniform(0.8, 1.2))  # noqa: S311 - spreads load, guards nothing
-        wait = min(wait * 2, most)
-
-
-async def _visit(node: Node) -> bool:
-    assert node.tracker is not None
-    try:
-        swarm = await node.standing.ask(node.tracker, node.peer_id)
-        await node.trust.learn(swarm)
-    except RemoteError as err:
-        _log.warning("the tracker cannot be used now", why=err.message)
-        return False
-    if swarm.swarm != node.settings.node.swarm:
-        _log.error("the tracker serves another swarm", tracker=swarm.swarm, node=node.settings.node.swarm)
-        return False
-    if node.settings.tracker.names is None and node.names != frozenset(swarm.names):
-        node.names = frozenset(swarm.names)
-        await _put_lines(node.index, _NAMES, swarm.names)
-    if swarm.token_url != node.token_url:
-        node.token_url = swarm.token_url
-        await _put_lines(node.index, _TOKEN_URL, [swarm.token_url])
-    node.router.bootstrap(swarm.libp2p)
-    node.swarm_seen = time.time()
-    return True

@@ -217,6 +217,11 @@ class NodeSettings(Settings, frozen=True):
                 raise SettingsError(f"$.{path}: must begin with http:// or https://")
             if url is not None and url.startswith("http://") and not self.peer.plain:
                 raise SettingsError(f"$.{path}: must begin with https:// unless peer.plain is set")
+        if self.tracker.offline_grace > 30 * 86400:
+            # a tracker lists a revoked node no longer than that after the end of its credential
+            raise SettingsError(
+                "$.tracker.offline_grace: at most 30 days, after which nobody remembers who was revoked"
+            )
         if self.tracker.root_key is not None and not self.tracker.root_key.startswith("k4.public."):
             raise SettingsError("$.tracker.root_key: must be a PASERK public key (k4.public...)")
         if ZONE.fullmatch(self.node.zone) is None:

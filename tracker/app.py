@@ -55,7 +55,7 @@ from tracker.catalog.garbage_postgres import PostgresGarbage
 from tracker.catalog.hooks_postgres import PostgresHooks
 from tracker.catalog.migrate import migrate as migrate_schema
 from tracker.catalog.postgres import PostgresCatalog
-from tracker.db import Connection, Db
+from tracker.db import Db
 from tracker.embedded import embedded_postgres
 from tracker.front import by_path
 from tracker.hook_runner import HookRunner
@@ -66,6 +66,7 @@ from tracker.named import Named
 from tracker.node_admin import Facts
 from tracker.node_parts import NodeParts
 from tracker.peer_endpoints import TrackerPeerApi
+from tracker.probe import Probe
 from tracker.settings import TrackerSettings, read_secret
 from tracker.signed import SignedRecords
 from tracker.storage import open_objects
@@ -80,10 +81,6 @@ if TYPE_CHECKING:
 #: Seconds that requests under way may take at shutdown, and that the whole shutdown may take.
 GRACE: Final = 10.0
 DEADLINE: Final = 30.0
-#: Seconds between two questions to the database whether it is there.
-PROBE: Final = 1.0
-
-_UNASKED: Final = "it has not been asked yet"
 
 _log = observe.logger(__name__)
 Ready = Callable[[dict[str, object]], None]
@@ -165,7 +162,7 @@ def _assemble(
     bulletin = _bulletin(settings, keyring, router, known, url)
     garbage = PostgresGarbage(db)
     sweeper = Sweeper(catalog, garbage, objects, _pace(settings))
-    probe = _Probe(db, objects, settings.uploads.min_free)
+    probe = Probe(db, objects, settings.uploads.min_free)
     hooks = PostgresHooks(db)
     named = Named(catalog)
     announces = _announces(settings, db, named)
@@ -248,67 +245,6 @@ def _announces(settings: TrackerSettings, db: Db, named: Named) -> PostgresAnnou
     pace = Pace(stated.interval, stated.idle_interval, stated.rate)
     randrange = random.Random().randrange  # noqa: S311 - chance, not secrets
     return PostgresAnnounces(db, Desk(named, pace=pace, randrange=randrange, limit=stated.max_nodes))
-
-
-class _Probe:
-    """Whether the parts answer; ``reason`` is why the tracker cannot work, None if it can. With a full disk it still
-    serves what it has, so that is said but is no reason to take it away."""
-
-    def __init__(self, db: Db, objects: ObjectStore, min_free: int) -> None:
-        self.parts = {"database": "not asked yet", "store": "not asked yet", "disk": "not asked yet"}
-        self.database: str | None = _UNASKED
-        self._store: str | None = _UNASKED
-        self._db, self._objects, self._min_free = db, objects, min_free
-
-    @property
-    def reason(self) -> str | None:
-        return self.database or self._store
-
-    async def run(self) -> None:
-        """Ask again and again, for ever."""
-        while True:
-            self.database = self._changed("database", self.database, await self._ask(self._db.query, _select_one))
-            self._store = self._changed("store", self._store, await self._ask(self._objects.check))
-            await self._look_at_room()
-            await trio.sleep(PROBE)
-
-    async def _ask(self, call: Callable[..., Awaitable[object]], *args: object) -> str | None:
-        try:
-            await call(*args)
-        except LocalError as err:
-            return err.message
-        return None
-
-    def _changed(self, part: str, before: str | None, failure: str | None) -> str | None:
-        self.parts[part] = failure or "ok"
-        if failure is None:
-            if before not in (None, _UNASKED):
-                _log.info(f"the {part} answers again")
-            return None
-        if before is None:
-            _log.warning(f"the {part} does not answer", error=failure)
-        return f"the {part} does not answer"
-
-    async def _look_at_room(self) -> None:
-        try:
-            free = await self._objects.room()
-        except LocalError as err:
-            self.parts["disk"] = err.message
-            return
-        figures = observe.tracker_figures()
-        used, size = self._db.figures()
-        figures.connections.labels("used").set(used)
-        figures.connections.labels("idle").set(size - used)
-        if free is None:
-            self.parts["disk"] = "no bound is known"
-            return
-        figures.free.set(free)
-        few = free < self._min_free
-        self.parts["disk"] = f"{free} bytes are free" + ("; pushes are refused" if few else "")
-
-
-def _select_one(connection: Connection) -> None:
-    connection.execute("select 1")
 
 
 # -------------------------------------------------------------------------------------------------------------- parts

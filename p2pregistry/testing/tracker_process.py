@@ -14,9 +14,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from p2pregistry.admin import send
 from p2pregistry.digest import Digest
 from p2pregistry.oci.media import OCI_MANIFEST
 from p2pregistry.testing import secrets_used
+from p2pregistry.trust.join_token import parse_join_token
 
 _USER = "pusher"
 _PASSWORD = secrets_used.used("the-password-of-pusher", "the pusher's password", user=_USER)
@@ -35,6 +37,15 @@ class TrackerProcess:
     def kill(self) -> None:
         """SIGKILL."""
         self.process.kill()
+
+    def invite(self, path: Path, uses: int | None = None) -> Path:
+        """Write a join token for so many nodes, None: any number, to a file for its owner only."""
+        asked = {"uses": uses, "lasts": 3600.0}
+        token = send(Path(self.facts["data_dir"]) / "admin.sock", "POST", "/node-tokens", asked)["token"]
+        path.touch(0o600)
+        path.write_text(secrets_used.used(token, "a join token") + "\n", encoding="ascii")
+        secrets_used.used(parse_join_token(token).secret, "the secret of a join token")
+        return path
 
     def connect(self) -> http.client.HTTPConnection:
         """A connection to the registry API."""

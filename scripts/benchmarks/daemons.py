@@ -14,6 +14,7 @@ from typing import Any
 from measure import say
 from processes import PROGRAM, BenchError, end
 
+from p2pregistry.admin import send
 from p2pregistry.settings import dump
 
 Settings = Mapping[str, Mapping[str, object]]
@@ -115,14 +116,25 @@ def tracker_settings(
 def node_settings(data: Path, tracker: Daemon, *, zone: str = "") -> dict[str, dict[str, object]]:
     """Of a node with an empty directory and the usual ports, which speaks with others as its tracker does."""
     plain = str(tracker.facts["peer_url"]).startswith("http://")
-    peer_id = {} if plain else {"peer_id": tracker.facts["peer_id"]}
+    join = {} if plain else {"join_file": str(_join_token(tracker))}
     return {
         "node": {"data_dir": str(data), "zone": zone, "log_format": "console"},
         "pull": {"host": ["127.0.0.1"], "port": 5000},
-        "tracker": {"url": tracker.facts["peer_url"], "root_key": tracker.facts["root_key"], **peer_id},
+        "tracker": {"url": tracker.facts["peer_url"], "root_key": tracker.facts["root_key"], **join},
         "peer": {"plain": plain},
         "cache": {"min_free": 0},
     }
+
+
+def _join_token(tracker: Daemon) -> Path:
+    """A file with a token with which any number of nodes may join."""
+    data = Path(tracker.facts["data_dir"])
+    path = data.with_name(f"{data.name}-join-token")
+    if not path.exists():
+        made = send(data / "admin.sock", "POST", "/node-tokens", {"uses": None, "lasts": 7200.0})
+        path.touch(0o600)
+        path.write_text(made["token"])
+    return path
 
 
 @contextmanager

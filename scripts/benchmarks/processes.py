@@ -77,8 +77,8 @@ def find(program: str) -> str | None:
 
 @contextmanager
 def swarm(folder: Path) -> Iterator[Swarm]:
-    """``p2pregistry up --nodes 1`` in ``folder``."""
-    command = [*PROGRAM, "up", "--nodes", "1", "--port", "0", "--json", "--data-dir", str(folder)]
+    """``p2pregistry up --nodes 1 --plain`` in ``folder``."""
+    command = [*PROGRAM, "up", "--nodes", "1", "--plain", "--port", "0", "--json", "--data-dir", str(folder)]
     with (folder.parent / "up.log").open("wb") as log, running(command, log, stdout=subprocess.PIPE) as process:
         assert process.stdout is not None
         line = process.stdout.readline()  # "up" has a deadline of its own

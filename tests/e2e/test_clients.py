@@ -267,7 +267,7 @@ def test_a_node_takes_no_push(cluster: Cluster) -> None:
         assert error_code(answer.body) == "UNSUPPORTED"
 
 
-@pytest.mark.parametrize("which", ["url", "peer_url", "metrics_url"])
+@pytest.mark.parametrize("which", ["url", "metrics_url"])
 def test_a_tls_handshake_on_a_plain_port_is_answered_at_once(which: str, cluster: Cluster) -> None:
     outgoing = ssl.MemoryBIO()
     client = ssl.create_default_context().wrap_bio(ssl.MemoryBIO(), outgoing, server_hostname="localhost")

@@ -25,6 +25,7 @@ from p2pregistry.errors import RegistryError
 from p2pregistry.routing.identity import base58, peer_id_of
 from p2pregistry.sources.speaker import Speaker
 from p2pregistry.sources.wire import Client as PeerClient
+from p2pregistry.testing import secrets_used
 from p2pregistry.testing.issuer import NAME, SUBJECT, issuing
 from p2pregistry.testing.node_process import NodeProcess, node_process
 from p2pregistry.testing.tracker_process import Client, Image, TrackerProcess, tracker
@@ -50,8 +51,9 @@ def invite(process: TrackerProcess, folder: Path, *options: str) -> Path:
     assert done.stdout.strip() not in done.stderr
     folder.mkdir(exist_ok=True)
     path = folder / "join-token"
-    path.write_text(done.stdout)
-    path.chmod(0o600)
+    path.touch(0o600)
+    path.write_text(secrets_used.used(done.stdout.strip(), "a join token"))
+    secrets_used.used(parse_join_token(done.stdout).secret, "the secret of a join token")
     return path
 
 
@@ -334,7 +336,7 @@ def test_a_node_joins_by_who_kubernetes_says_it_is(tmp_path: Path) -> None:
             why = refused("lets no node in as system:serviceaccount:default:other")
             with why, node(tmp_path / "one", tracker__id_token_file=path, **stated):
                 pass
-            path.write_text(issuer.token(time.time()))
+            path.write_text(secrets_used.used(issuer.token(time.time()), "an identity token"))
             with node(tmp_path / "one", tracker__id_token_file=path, **stated) as one:
                 shown = json.loads(typed(process, "node", "show", one.facts["peer_id"], "--json").stdout)
                 assert (shown["joined_by"], shown["labels"]) == (SUBJECT, {"zone": "k8s"})
