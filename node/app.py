@@ -66,6 +66,8 @@ if TYPE_CHECKING:
 
 #: Seconds that answers under way may take at shutdown, and that the whole shutdown may take.
 GRACE, DEADLINE = 5.0, 15.0
+#: Seconds between two looks at what the node's own credential allows.
+OWN = 1.0
 #: Seconds between two questions to the tracker whether what is served is still what may be served.
 CONFIRM = 20.0
 #: Seconds a start waits for the tracker and the first neighbours.
@@ -286,7 +288,8 @@ async def _assemble(
     urls: dict[str, str],
     standing: Standing,
 ) -> tuple[Node, dict[str, Handler]]:
-    limits, haves, visible = settings.cache, Haves(index), Visible(index)
+    limits, haves = settings.cache, Haves(index)
+    visible = Visible(index, standing.own(settings, router.peer_id))
     me = Me(router.peer_id, urls["peer_url"], settings.node.zone, settings.node.swarm)
     draw = random.SystemRandom().randrange
     finder = CrowdFinder(
@@ -320,6 +323,7 @@ async def _assemble(
     node.token_url = "".join(lines(index, TOKEN_URL)[:1])
     resolver = _resolver(node)
     nursery.start_soon(_confirm, resolver, visible)
+    nursery.start_soon(_know_own_rights, node)
     pull = _pull_api(node, resolver, cache)
     slots = Slots(settings.peer.max_uploads, settings.peer.queue)
     peers = PeerApi(
@@ -418,6 +422,13 @@ def _resolver(node: Node) -> Resolver:
         plain=node.settings.peer.plain,
         speaker=node.standing.speaker,
     )
+
+
+async def _know_own_rights(node: Node) -> None:
+    """What this node may pull itself changes with its credential: renewed, revoked, run out."""
+    while True:
+        node.visible.become(node.standing.own(node.settings, node.peer_id))
+        await trio.sleep(OWN)
 
 
 async def _confirm(resolver: Resolver, visible: Visible) -> None:

@@ -6,10 +6,12 @@ from dataclasses import dataclass
 
 from node.joining import Joining
 from node.settings import NodeSettings
+from p2pregistry.errors import BadContent
 from p2pregistry.serve.gate import Gate, MemoryDesk, plain
 from p2pregistry.serve.http import Handler
 from p2pregistry.sources.speaker import Speaker
 from p2pregistry.sources.tracker import Swarm, TrackerSource
+from p2pregistry.trust.records import ANYONE, Caller
 from p2pregistry.trusting import Trust
 
 
@@ -24,6 +26,18 @@ class Standing:
     def credential(self) -> str | None:
         """What is shown to others now."""
         return None if self.joining is None else self.joining.token()
+
+    def own(self, settings: NodeSettings, peer_id: str) -> Caller:
+        """What this node may pull itself now, and so its local clients; nothing private once its credential does not
+        hold any more."""
+        if self.joining is None:
+            return Caller(everything=settings.peer.plain_private)
+        credential = self.joining.membership.credential
+        try:
+            self.trust.check(credential, peer_id)
+        except BadContent:
+            return ANYONE
+        return Caller(peer_id, credential.pulls)
 
     def gate(self, settings: NodeSettings, handler: Handler, own: str) -> Handler:
         """The peer listener's handler, once it is known who asks. ``own``: this node's peer id."""

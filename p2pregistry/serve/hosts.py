@@ -25,12 +25,13 @@ class Hosts:
     def __init__(self, listening: Iterable[str], names: Iterable[str] = ()) -> None:
         self._known = {"localhost", *(name.lower().rstrip(".") for name in (*listening, *names))}
         self._any_address = not self._known.isdisjoint(("0.0.0.0", "::"))  # noqa: S104 - compared, not bound
-        self._good: set[str | None] = {None}  # an HTTP/1.0 client need not name one, and no browser is one
+        #: Headers that need no second look. An HTTP/1.0 client need not send one, and no browser is one.
+        self.good: set[str | None] = {None}
 
     def check(self, request: Request) -> None:
         """Raises RequestError with status 421 where the request is for somebody else."""
         host = request.header("host")
-        if host in self._good:
+        if host in self.good:
             return
         if host is None or not self._accepts(host):
             raise RequestError(
@@ -39,8 +40,8 @@ class Hosts:
                 status=421,
                 detail={"host": (host or "")[:255]},
             )
-        if len(self._good) < _REMEMBERED:
-            self._good.add(host)
+        if len(self.good) < _REMEMBERED:
+            self.good.add(host)
 
     def _accepts(self, host: str) -> bool:
         name = host_of(host)

@@ -5,12 +5,18 @@ from __future__ import annotations
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
+from types import SimpleNamespace
+from typing import cast
 
 import pytest
 import trio
 from hypothesis import given
 from hypothesis import strategies as st
+from msgspec.structs import replace
 
+from node.joining import Joining
+from node.settings import NodeSettings
+from node.standing import Standing
 from p2pregistry.content.metainfo import Metainfo
 from p2pregistry.digest import Digest
 from p2pregistry.errors import BadContent, RequestError
@@ -32,6 +38,7 @@ from p2pregistry.trust.records import (
     sign_repository,
     sign_tag,
 )
+from p2pregistry.trusting import Trust
 from p2pregistry.visible import Visible, newer_tag
 from tracker.catalog.check import BY
 from tracker.signed import read_names
@@ -276,3 +283,27 @@ def test_any_bytes_are_names_or_an_error(data: bytes) -> None:
     except RequestError:
         return
     assert len(set(names)) == len(names)
+
+
+async def test_what_a_node_may_pull_itself_follows_from_its_credential(tmp_path: Path) -> None:
+    """Until it ends, or is revoked; on a trusted network the operator says."""
+    authority = Authority(clock=lambda: 0.0)
+    credential = authority.judge(authority.issue("N" * 40, pulls=("acme/*",)), "N" * 40)
+    joining = SimpleNamespace(membership=SimpleNamespace(credential=credential))
+    standing = Standing(cast("Trust", authority), cast("Joining", joining), None)
+    settings = NodeSettings()
+    assert standing.own(settings, "N" * 40) == INSIDE
+    authority.revoked.add("N" * 40)
+    assert standing.own(settings, "N" * 40) == ANYONE
+    plain = Standing(cast("Trust", authority), None, None)
+    assert plain.own(settings, "N" * 40) == ANYONE
+    trusted = NodeSettings(peer=replace(settings.peer, plain=True, plain_private=True))
+    assert plain.own(trusted, "N" * 40).may_pull("acme/x", private=True)
+    async with open_index(tmp_path / "i") as index:
+        visible = Visible(index)
+        changes = visible.changes
+        visible.become(ANYONE)
+        assert visible.changes == changes
+        visible.become(INSIDE)
+        assert visible.changes > changes
+        assert visible.here("acme/x")
