@@ -6,18 +6,19 @@ Times are RFC 3339. A list is a page: ``next`` is where the next one begins (par
 from __future__ import annotations
 
 from datetime import datetime
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Final, Literal
 
 import msgspec
 from msgspec import Meta
 
 from tracker.identity.base import MAX_NAME, MAX_PASSWORD, MIN_PASSWORD, Role, TokenKind
 
+NAME_PATTERN: Final = r"^[a-z0-9]+((\.|_|__|-+)[a-z0-9]+)*$"
 Name = Annotated[
     str,
     Meta(
         max_length=MAX_NAME,
-        pattern=r"^[a-z0-9]+((\.|_|__|-+)[a-z0-9]+)*$",
+        pattern=NAME_PATTERN,
         description="A user's, organization's or team's name.",
         examples=["acme"],
     ),

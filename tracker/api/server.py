@@ -22,7 +22,7 @@ from tracker.api.asked import EVERYTHING, Asked, Services, Who
 from tracker.api.routes import PREFIX, ROUTES, Route
 from tracker.authentication import Authentication
 from tracker.catalog.trail import By
-from tracker.identity.base import Accounts, Identity
+from tracker.identity.base import NAME_FORM, Accounts, Identity
 
 #: Bytes of the longest body.
 LIMIT: Final = 64 << 10
@@ -145,4 +145,9 @@ def _invalid(what: str, err: Exception) -> RequestError:
     match = _FIELD.search(text)
     field = None if match is None else match[1] or match[2] or match[3]
     detail = None if field is None else {"field": field}
-    return RequestError("INVALID", f"the {what} is not as described: {text[:300]}", status=400, detail=detail)
+    said = f"the {what} is not as described: {text[:300]}"
+    if repr(d.NAME_PATTERN) in text:
+        said = f"{field}: {NAME_FORM}"
+    elif "matching regex" in text:
+        said = f"{field} is not in form"
+    return RequestError("INVALID", said, status=400, detail=detail)

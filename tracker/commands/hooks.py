@@ -151,4 +151,6 @@ def _globs(patterns: list[str]) -> str:
 
 def _what(line: dict[str, str | None]) -> str | None:
     repository, reference = line["repository"], line["reference"]
-    return repository if reference is None or repository is None else f"{repository}:{reference}"
+    if repository is None:
+        return reference or None  # an account
+    return repository if reference is None else f"{repository}:{reference}"

@@ -26,6 +26,9 @@ AccountKind = Literal["user", "organization"]
 TokenKind = Literal["personal", "robot", "refresh"]
 
 MAX_NAME: Final = 64
+NAME_FORM: Final = (
+    f"a name is up to {MAX_NAME} lower-case letters and digits, with single '.' and '_' or '-' between them"
+)
 #: Characters of a password.
 MIN_PASSWORD: Final = 8
 MAX_PASSWORD: Final = 1000
@@ -252,11 +255,7 @@ def is_name(name: str) -> bool:
 def check_name(name: str) -> str:
     """An account's or a team's name. Raises RequestError (INVALID)."""
     if not is_name(name):
-        raise RequestError(
-            "INVALID",
-            f"a name is up to {MAX_NAME} lower-case letters and digits, with single '.' and '_' or '-' between them",
-            status=400,
-        )
+        raise RequestError("INVALID", NAME_FORM, status=400)
     return name
 
 
