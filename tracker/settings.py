@@ -215,7 +215,7 @@ class Auth(Section, frozen=True):
     ] = None
     token_lifetime: Annotated[
         Lifetime, Setting("How long an access token is good, also after rights were taken away.", unit="seconds")
-    ] = 300.0
+    ] = 900.0
     anonymous_pull: Annotated[
         bool, Setting("Anyone who reaches the registry may pull public repositories from it.")
     ] = True
