@@ -319,6 +319,36 @@ def test_what_the_operator_gives_a_node_is_in_its_credential_soon(tmp_path: Path
         eventually("it has not renewed", renewed)
 
 
+def status(process: NodeProcess, target: str) -> int:
+    import http.client
+
+    connection = http.client.HTTPConnection(process.url.removeprefix("http://"), timeout=PATIENCE)
+    try:
+        connection.request("GET", target)
+        return connection.getresponse().status
+    finally:
+        connection.close()
+
+
+def test_a_private_image_comes_through_nodes_that_may_pull_it_and_no_others(tmp_path: Path) -> None:
+    with (
+        tracker(tmp_path / "tracker", {**REAL, "auth.new_repositories": "private"}) as process,
+        joined(tmp_path / "inside", invite(process, tmp_path / "inside", "--pull", "acme/**")) as inside,
+        joined(tmp_path / "outside", invite(process, tmp_path / "outside")) as outside,
+    ):
+        Client(process).push("acme/api", "v1", IMAGE)
+        assert pulled(inside)
+        manifest, blob = Digest.of(IMAGE.manifest), Digest.of(IMAGE.blobs[-1])
+        targets = ("manifests/v1", f"manifests/{manifest}", f"blobs/{blob}", "tags/list", "manifests/v1?ns=localhost")
+        for target in targets:
+            assert status(outside, f"/v2/acme/api/{target}") == status(outside, f"/v2/acme/none/{target}") == 404
+        done = typed(process, "node", "set", outside.facts["peer_id"], "--pull", "acme/**")
+        assert done.returncode == 0, done.stderr
+        eventually("the grant does not reach the node", lambda: pulled(outside))
+    with node(tmp_path / "inside") as inside:
+        assert pulled(inside), "with the tracker away: its credential says so"
+
+
 def test_a_node_joins_by_who_kubernetes_says_it_is(tmp_path: Path) -> None:
     with issuing(tmp_path) as issuer:
         settings = REAL | {
