@@ -122,7 +122,7 @@ async def make_token(nodes: Nodes, known: Facts, new: NewToken, by: By) -> tuple
         raise invalid("this tracker lets every node in (peer.plain), so there is nothing to join with a token")
     if (new.uses is not None and not 1 <= new.uses <= 1_000_000) or not 0 < new.lasts <= _LONGEST:
         raise invalid("a join token is for 1 to 1000000 nodes, or any number, and lasts 90 days at most")
-    grant = Grant(_swarm(new.swarm or known.swarm), check_pulls(new.pulls), check_labels(new.labels))
+    grant = Grant(check_swarm(new.swarm or known.swarm), check_pulls(new.pulls), check_labels(new.labels))
     secret = secrets.token_urlsafe(32)
     hashed = hashlib.sha256(secret.encode("ascii")).digest()
     made = await nodes.add_token(hashed, grant, new.uses, new.lasts, by)
@@ -151,7 +151,8 @@ def check_labels(labels: Mapping[str, str]) -> dict[str, str]:
     return dict(labels)
 
 
-def _swarm(name: str) -> str:
+def check_swarm(name: str) -> str:
+    """A swarm's name. Raises RequestError (400)."""
     if not _SWARM.fullmatch(name):
         raise invalid("a swarm's name is made of letters, digits and . _ -")
     return name

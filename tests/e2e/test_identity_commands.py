@@ -5,6 +5,8 @@ from __future__ import annotations
 import base64
 import http.client
 import json
+import os
+import pty
 import subprocess
 import sys
 from pathlib import Path
@@ -31,6 +33,24 @@ def command(process: TrackerProcess, *arguments: str, stdin: str = "") -> Any:
     done = typed(process, *arguments, "--json", stdin=stdin)
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout)
+
+
+def typed_at_a_terminal(process: TrackerProcess, *arguments: str, answers: int, text: str) -> str:
+    """What it shows where ``text`` is typed each time something is asked."""
+    whole = [sys.executable, "-m", "p2pregistry", "tracker", *arguments, "--data-dir", process.facts["data_dir"]]
+    ours, its = pty.openpty()
+    shown = b""
+    try:
+        with subprocess.Popen(whole, stdin=its, stdout=its, stderr=its, start_new_session=True) as running:
+            for count in range(1, answers + 1):
+                while shown.count(b": ") < count:
+                    shown += os.read(ours, 1000)
+                os.write(ours, text.encode() + b"\n")
+            assert running.wait(60) == 0, shown
+        return (shown + os.read(ours, 1000)).decode()
+    finally:
+        os.close(ours)
+        os.close(its)
 
 
 def basic(name: str, secret: str) -> dict[str, str]:
@@ -94,7 +114,12 @@ def test_from_the_first_administrator_to_a_robot_that_pushes(tmp_path: Path) -> 
         ann = basic("ann", made["password"])
         command(process, "user", "add", "carl", "--password-stdin", stdin=PASSWORD + "\n")
         carl = basic("carl", PASSWORD)
-        assert typed(process, "user", "add", "dora").returncode == 2, "nobody sits there to ask for a password"
+        assert typed(process, "user", "add", "eve").returncode == 2, "nobody sits there to ask for a password"
+        shown = typed_at_a_terminal(process, "user", "add", "dora", "--admin", answers=2, text=PASSWORD)
+        assert PASSWORD not in shown
+        assert "user dora" in shown
+        assert api(process, "GET", "/me", basic("dora", PASSWORD))[1]["administrator"] is True
+        command(process, "user", "delete", "dora", "--yes")
         command(process, "org", "add", "acme", "--owner", "ann")
         command(process, "org", "member", "set", "acme", "carl", "member")
         command(process, "org", "team", "add", "acme", "web")

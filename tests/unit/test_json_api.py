@@ -268,6 +268,7 @@ async def _malformed(here: World) -> None:
     assert field_of(await here("POST", "/accounts/acme/tokens", personal, socket=True)) == "kind"
     assert field_of(await here("POST", "/organizations", {"name": "lab"}, socket=True)) == "owner"
     assert field_of(await here("POST", "/join-tokens", {"pulls": ["a b"]}, who=ROOT)) == "pulls"
+    assert field_of(await here("POST", "/join-tokens", {"swarm": "a\n"}, who=ROOT)) == "swarm"
     assert field_of(await here("POST", "/join-tokens", {"pulls": ["a?b"]}, who=ROOT)) == "pulls"
     assert field_of(await here("POST", "/join-tokens", {"labels": {"zone": "?"}}, who=ROOT)) == "labels"
     assert field_of(await here("PUT", "/users/root/password", {"password": PASSWORD}, who=ROOT)) == "current"

@@ -20,6 +20,9 @@ async def join_tokens(asked: Asked[d.Nothing, d.Nothing]) -> d.JoinTokens:
 
 async def add_join_token(asked: Asked[d.NewJoinToken, d.Nothing]) -> d.MadeJoinToken:
     new = asked.body
+    if new.swarm is not None:
+        with naming("swarm"):
+            node_admin.check_swarm(new.swarm)
     with naming("pulls"):
         node_admin.check_pulls(new.pulls)
     with naming("labels"):
