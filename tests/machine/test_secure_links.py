@@ -200,7 +200,9 @@ class Spy:
             nursery.cancel_scope.cancel()
 
 
-@pytest.mark.parametrize(("peer_id", "print_"), [(PEER, ""), ("", fingerprint(KEY.public_key()))])
+@pytest.mark.parametrize(
+    ("peer_id", "print_"), [(PEER, ""), ("", fingerprint(KEY.public_key()))], ids=["peer id", "fingerprint"]
+)
 async def test_somebody_else_is_told_nothing(peer_id: str, print_: str) -> None:
     spy = Spy(OTHER)
     async with spy.serving() as url:
@@ -213,7 +215,9 @@ async def test_somebody_else_is_told_nothing(peer_id: str, print_: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("url", "peer_id"), [("http://a:1", PEER), ("https://a:1", ""), ("https://a:1", "x"), ("https://a:1", "Qm" * 23)]
+    ("url", "peer_id"),
+    [("http://a:1", PEER), ("https://a:1", ""), ("https://a:1", "x"), ("https://a:1", "Qm" * 23)],
+    ids=["plain", "nobody", "no peer id", "another kind of key"],
 )
 def test_without_somebody_to_expect_there_is_no_client(url: str, peer_id: str) -> None:
     with pytest.raises(Unreachable):
@@ -329,7 +333,9 @@ async def test_a_client_that_does_not_shake_hands_loses_its_connection(blob: Pat
                 assert await ended(raw)
 
 
-@pytest.mark.parametrize("said", [b"GET / HTTP/1.1\r\nHost: a\r\n\r\n", b"\0" * 100, os.urandom(300)])
+@pytest.mark.parametrize(
+    "said", [b"GET / HTTP/1.1\r\nHost: a\r\n\r\n", b"\0" * 100, b"\xaa\x55\xf0" * 100], ids=["http", "zeros", "noise"]
+)
 async def test_one_who_speaks_something_else_is_sent_away_at_once(blob: Path, said: bytes) -> None:
     async with running(content(blob), tls=TLS) as url:
         raw = await connect(url.replace("https", "http"))
