@@ -68,7 +68,7 @@ class Two:
         self.apis.append(api)
         number = target.partition("?")[0].rpartition("/")[2]
         methods: dict[str, Callable[[Request], Awaitable[Response]]] = {
-            "POST": lambda request: api.start(REPO, request, BY),
+            "POST": lambda request: api.start(REPO, request, BY, None),
             "PATCH": lambda request: api.append(REPO, number, request),
             "PUT": lambda request: api.finish(REPO, number, request, BY),
             "GET": lambda _request: api.status(REPO, number),
