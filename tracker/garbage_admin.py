@@ -30,7 +30,7 @@ def routes(sweeper: Sweeper, garbage: Garbage) -> Routes:
 
     async def collect(request: Request) -> object:
         dry_run, most = request.param("dry_run") == "true", request.param("orphans") == "true"
-        return {"figures": await sweeper.collect(dry_run=dry_run, most=most)}
+        return {"figures": await sweeper.collect(operator(request), dry_run=dry_run, most=most)}
 
     async def runs(request: Request) -> object:
         return {"runs": [asdict(run) for run in await garbage.runs(limit=number(request, "n", 20, 1000))]}
@@ -60,7 +60,7 @@ def routes(sweeper: Sweeper, garbage: Garbage) -> Routes:
         return {}
 
     async def scrub(request: Request) -> object:
-        figures = await sweeper.scrub(age=0.0 if request.param("all") == "true" else None)
+        figures = await sweeper.scrub(operator(request), age=0.0 if request.param("all") == "true" else None)
         return {"figures": figures, "damaged": [_shown(one) for one in await garbage.damaged()]}
 
     async def damaged(_request: Request) -> object:

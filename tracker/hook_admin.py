@@ -57,7 +57,8 @@ def routes(hooks: Hooks) -> Routes:
 
     async def replay(request: Request) -> object:
         since = _time(request, "since")
-        return {"replayed": await hooks.replay(_id(request), since, request.param("failed") == "true")}
+        failed = request.param("failed") == "true"
+        return {"replayed": await hooks.replay(_id(request), since, failed, operator(request))}
 
     async def audit(request: Request) -> object:
         repository = request.param("repository")
@@ -71,6 +72,7 @@ def routes(hooks: Hooks) -> Routes:
             _time(request, "until"),
             number(request, "before", 0, 2**63 - 1) or None,
             number(request, "n", 100, _MOST),
+            number(request, "account", 0, 2**63 - 1) or None,
         )
         return {"audit": [asdict(line) for line in await hooks.audit(query)]}
 

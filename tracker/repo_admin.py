@@ -42,7 +42,7 @@ def routes(catalog: Catalog, uploads: Uploads) -> Routes:
         for session in found:
             if session.id == wanted(request, "id"):
                 async with uploads.hold(session.repository, session.id) as upload:
-                    await uploads.cancel(upload)
+                    await uploads.cancel(upload, operator(request))
                 return {}
         raise NotFound("BLOB_UPLOAD_UNKNOWN", "there is no such upload")
 

@@ -9,7 +9,7 @@ import hashlib
 import math
 import secrets
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Final
@@ -113,31 +113,39 @@ class Sweeper:
     # --------------------------------------------------------------------------------------------------------- runs
 
     async def collect(
-        self, *, dry_run: bool = False, every: float | None = None, most: bool = False
+        self, by: By | None = None, *, dry_run: bool = False, every: float | None = None, most: bool = False
     ) -> dict[str, int] | None:
-        """A collection; what it came to. With ``every``: None if there was one so lately. ``most``: objects that
-        nothing knows of go also where they are most of the store. Raises LocalError."""
+        """A collection; what it came to. ``by``: who asked for it, None: it is by itself. With ``every``: None if there
+        was one so lately. ``most``: objects that nothing knows of go also where they are most of the store. Raises
+        LocalError."""
         search = every is None or trio.current_time() - self._searched > SEARCH_EVERY
-        done = await self._recorded("collect", dry_run, every, lambda: self._collect(dry_run, search, most))
+        done = await self._recorded(
+            "collect", dry_run, every, lambda: self._collect(dry_run, search, most), by, {"orphans": most}
+        )
         if done is not None and search and not dry_run:
             self._searched = trio.current_time()
         return done
 
-    async def retain(self, by: By, *, dry_run: bool = False, every: float | None = None) -> dict[str, list[str]] | None:
-        """Remove the tags that rules let go; by repository. Raises LocalError."""
+    async def retain(
+        self, by: By | None = None, *, dry_run: bool = False, every: float | None = None
+    ) -> dict[str, list[str]] | None:
+        """Remove the tags that rules let go; by repository. ``by``: as in ``collect``. Raises LocalError."""
         gone: dict[str, list[str]] = {}
 
         async def work() -> dict[str, int]:
-            await self._retain(by, dry_run, gone)
+            await self._retain(by or SYSTEM, dry_run, gone)
             return {"repositories": len(gone), "tags": sum(map(len, gone.values()))}
 
-        done = await self._recorded("retention", dry_run, every, work)
+        done = await self._recorded("retention", dry_run, every, work, by)
         return None if done is None else gone
 
-    async def scrub(self, *, age: float | None = None, every: float | None = None) -> dict[str, int] | None:
-        """Compare stored bytes with their digests, at the pace that was set. ``age``: seconds. Raises LocalError."""
+    async def scrub(
+        self, by: By | None = None, *, age: float | None = None, every: float | None = None
+    ) -> dict[str, int] | None:
+        """Compare stored bytes with their digests, at the pace that was set. ``by``: as in ``collect``. ``age``:
+        seconds. Raises LocalError."""
         return await self._recorded(
-            "scrub", False, every, lambda: self._scrub(self._pace.scrub_age if age is None else age)
+            "scrub", False, every, lambda: self._scrub(self._pace.scrub_age if age is None else age), by
         )
 
     async def write_pulls(self) -> None:
@@ -150,9 +158,15 @@ class Sweeper:
                 _log.warning("pulls could not be counted", error=err.message)
 
     async def _recorded(
-        self, kind: Kind, dry_run: bool, every: float | None, work: Callable[[], Awaitable[dict[str, int]]]
+        self,
+        kind: Kind,
+        dry_run: bool,
+        every: float | None,
+        work: Callable[[], Awaitable[dict[str, int]]],
+        by: By | None,
+        asked: Mapping[str, object] = {},
     ) -> dict[str, int] | None:
-        run = await self._garbage.start(kind, dry_run, every)
+        run = await self._garbage.start(kind, dry_run, every, by, asked)
         if run is None:
             return None
         figures: dict[str, int] = {}
@@ -325,7 +339,7 @@ class Sweeper:
     # --------------------------------------------------------------------------------------------------------- tasks
 
     async def _housekeeping(self, every: float) -> None:
-        await self.retain(SYSTEM, every=every)
+        await self.retain(every=every)
         await self.collect(every=every)
 
     async def _scrub_by_itself(self, every: float) -> None:

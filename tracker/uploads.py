@@ -210,12 +210,13 @@ class Uploads:
             upload.draft = None
         await self._record(upload, metainfo, by)
 
-    async def cancel(self, upload: Upload) -> None:
-        """End a held session and forget its bytes. Raises LocalError."""
+    async def cancel(self, upload: Upload, by: By | None = None) -> None:
+        """End a held session and forget its bytes. ``by``: for the audit log, where it is not who began it. Raises
+        LocalError."""
         if upload.ended:
             return
         with upload.ends():
-            dropped = await self._sessions.drop(upload.lease)
+            dropped = await self._sessions.drop(upload.lease, by)
         if dropped:
             await self._discard(upload)
 

@@ -13,6 +13,7 @@ from tracker.catalog.migrate import migrate
 from tracker.catalog.sessions_check import CASES
 from tracker.catalog.sessions_memory import MemorySessions
 from tracker.catalog.sessions_postgres import PostgresSessions
+from tracker.catalog.trail import By
 from tracker.db import Db
 
 
@@ -49,10 +50,12 @@ async def test_what_ends_without_a_blob_is_condemned_but_never_what_a_blob_refer
             )
             held = await sessions.take("a/b", "dropped", "p", 60.0)
             assert held is not None
-            assert await sessions.drop(held.lease)
+            assert await sessions.drop(held.lease, By("operator", "admin socket"))
             assert set(await sessions.expire(-1.0, 10)) == {"expired", "blob"}
             rows = connection.execute("select object from condemned order by object").fetchall()
             assert rows == [("u/dr/dropped",), ("u/ex/expired",)]
+            lines = connection.execute("select actor, action, repository, detail from audit").fetchall()
+            assert lines == [("operator", "upload.cancel", "a/b", {"upload": "dropped"})]
 
 
 async def test_memory_condemns_what_ends_without_a_blob() -> None:

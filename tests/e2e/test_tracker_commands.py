@@ -79,6 +79,30 @@ def test_what_is_there_can_be_looked_at_and_uploads_cancelled(tmp_path: Path) ->
         assert typed(process, "repo", "tags", "never/made").returncode == 1
 
 
+def test_what_an_operator_does_by_hand_is_in_the_audit_log(tmp_path: Path) -> None:
+    with tracker(tmp_path / "tracker") as process:
+        client = Client(process)
+        client.push("acme/api", "v1", IMAGE)
+        client.request("POST", "/v2/acme/api/blobs/uploads/")
+        (upload,) = command(process, "upload", "list")["uploads"]
+        command(process, "upload", "cancel", upload["id"])
+        command(process, "gc", "--dry-run")
+        command(process, "gc")
+        command(process, "scrub")
+        command(process, "retention", "run")
+        lines = command(process, "audit")["audit"]
+        # an operator is no account, and the pusher is one, whose lines are found by its id
+        by_hand = [line for line in lines if line["actor"].startswith("operator")]
+        done = [line["action"] for line in reversed(by_hand)]
+        assert done == ["upload.cancel", "collect.start", "scrub.start", "retention.start"]
+        assert {line["account_id"] for line in by_hand} == {None}
+        (pushed,) = command(process, "audit", "--action", "manifest.push")["audit"]
+        assert (pushed["actor"], pushed["account_id"] is not None) == ("pusher", True)
+        of_it = command(process, "audit", "--account", str(pushed["account_id"]))["audit"]
+        assert pushed in of_it
+        assert {line["actor"] for line in of_it} == {"pusher"}
+
+
 def test_settings_are_checked_without_starting(tmp_path: Path) -> None:
     def check(*sets: str) -> subprocess.CompletedProcess[str]:
         options = [part for one in sets for part in ("--set", one)]

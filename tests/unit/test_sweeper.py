@@ -114,6 +114,25 @@ async def test_a_collection_frees_what_nothing_refers_to(mock_clock: trio.testin
     assert [(run.kind, run.dry_run, run.figures) for run in runs] == [("collect", False, done), ("collect", True, dry)]
 
 
+async def test_who_asks_for_a_run_is_written_down_and_nobody_where_it_comes_by_itself() -> None:
+    registry = Registry(Pace(every=100.0, scrub_every=100.0))
+    sweeper = registry.sweeper
+    await sweeper.collect(BY, dry_run=True)
+    await sweeper.retain(BY, dry_run=True)
+    await sweeper.collect(every=1.0)
+    await sweeper.retain(every=1.0)
+    await sweeper.scrub(every=1.0)
+    assert registry.garbage.asked == []
+    await sweeper.collect(BY, most=True)
+    await sweeper.retain(BY)
+    await sweeper.scrub(BY)
+    assert registry.garbage.asked == [
+        (BY, "collect.start", {"orphans": True}),
+        (BY, "retention.start", {}),
+        (BY, "scrub.start", {}),
+    ]
+
+
 async def test_objects_that_nothing_knows_of_go_after_a_day(mock_clock: trio.testing.MockClock) -> None:
     registry = Registry()
     await registry.objects.put("u/aa/lost", b"x")

@@ -14,7 +14,7 @@ first one may have seen a state from before that somebody's commit.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Literal, Protocol
@@ -85,9 +85,12 @@ class Garbage(Protocol):
     async def unknown(self, objects: Sequence[str]) -> set[str]:
         """Those that no blob, no condemnation and no upload knows of."""
 
-    async def start(self, kind: Kind, dry_run: bool, every: float | None) -> int | None:
+    async def start(
+        self, kind: Kind, dry_run: bool, every: float | None, by: By | None = None, asked: Mapping[str, object] = {}
+    ) -> int | None:
         """Write down that a run begins; its id. With ``every``: None if one began, here or in another process, less
-        than so many seconds ago."""
+        than so many seconds ago. ``by``: who is to be found in the audit log for it, with what he ``asked`` for, unless
+        it is a dry run."""
 
     async def end(self, run: int, figures: dict[str, int], error: str | None) -> None:
         """Write down what it came to."""

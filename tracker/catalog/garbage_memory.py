@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
@@ -24,6 +24,8 @@ class MemoryGarbage:
         self._rules: dict[int, Rule] = {}
         self._scrubbed: dict[Digest, float] = {}
         self._last = 0
+        #: who asked for a run, as the audit log would have it
+        self.asked: list[tuple[By, str, dict[str, object]]] = []
         #: (repository, manifest) to how often it was pulled
         self.counts: dict[tuple[str, Digest], int] = {}
         self._tags_pulled: dict[tuple[str, str], float] = {}
@@ -106,13 +108,17 @@ class MemoryGarbage:
         open_ = await self._catalog.sessions.known(list(ids.values()))
         return {name for name in objects if name not in used and ids.get(name) not in open_}
 
-    async def start(self, kind: Kind, dry_run: bool, every: float | None) -> int | None:
+    async def start(
+        self, kind: Kind, dry_run: bool, every: float | None, by: By | None = None, asked: Mapping[str, object] = {}
+    ) -> int | None:
         await trio.lowlevel.checkpoint()
         now = trio.current_time()
         if every is not None and any(
             run.kind == kind and not run.dry_run and at > now - every for run, at in self._runs.values()
         ):
             return None
+        if by is not None and not dry_run:
+            self.asked.append((by, f"{kind}.start", dict(asked)))
         self._last += 1
         self._runs[self._last] = (Run(self._last, kind, dry_run, _now(), None, {}, None), now)
         return self._last

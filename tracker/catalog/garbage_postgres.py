@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import timedelta
 from typing import Any, Final
 
@@ -200,8 +200,10 @@ class PostgresGarbage:
     async def unknown(self, objects: Sequence[str]) -> set[str]:
         return await self._db.query(_unknown, list(objects))
 
-    async def start(self, kind: Kind, dry_run: bool, every: float | None) -> int | None:
-        return await self._db.tx(_start, kind, dry_run, every)
+    async def start(
+        self, kind: Kind, dry_run: bool, every: float | None, by: By | None = None, asked: Mapping[str, object] = {}
+    ) -> int | None:
+        return await self._db.tx(_start, kind, dry_run, every, by, asked)
 
     async def end(self, run: int, figures: dict[str, int], error: str | None) -> None:
         await self._db.tx(_execute, _END, (Jsonb(figures), error, run), retry=True)
@@ -300,10 +302,21 @@ def _unknown(connection: Connection, objects: list[str]) -> set[str]:
     return {name for (name,) in connection.execute(_UNKNOWN, (objects,)).fetchall()}
 
 
-def _start(connection: Connection, kind: Kind, dry_run: bool, every: float | None) -> int | None:
+def _start(
+    connection: Connection,
+    kind: Kind,
+    dry_run: bool,
+    every: float | None,
+    by: By | None,
+    asked: Mapping[str, object],
+) -> int | None:
     connection.execute(_LOCK_RUNS)  # two processes that ask at the same time
     row = connection.execute(_START, (kind, dry_run, every, kind, every or 0.0)).fetchone()
-    return None if row is None else int(row[0])
+    if row is None:
+        return None
+    if by is not None and not dry_run:
+        record(connection, by, f"{kind}.start", detail={"run": row[0], **asked})
+    return int(row[0])
 
 
 def _runs(connection: Connection, limit: int) -> list[Run]:

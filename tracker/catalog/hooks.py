@@ -62,13 +62,15 @@ class Delivery:
 
 @dataclass(frozen=True, slots=True)
 class AuditLine:
-    """Who did what, when, from where."""
+    """Who did what, when, from where. ``account_id``: the actor's, which stays when the account is renamed; None: it
+    was no account."""
 
     id: int
     at: datetime
     actor: str
     address: str
     request_id: str
+    account_id: int | None
     action: str
     repository: str | None
     reference: str | None
@@ -88,6 +90,7 @@ class AuditQuery:
     until: datetime | None = None
     before: int | None = None
     limit: int = 100
+    account_id: int | None = None
 
 
 def wants(repositories: Sequence[str], types: Sequence[str], event: Event) -> bool:
@@ -126,8 +129,8 @@ class Hooks(Protocol):
     async def failed(self, delivery: int, status: int | None, error: str | None, again: float | None) -> None:
         """It was not; ``again`` in so many seconds, None: never by itself."""
 
-    async def replay(self, webhook: int, since: datetime | None, only_failed: bool) -> int:
-        """Make deliveries due again, of events since then; how many."""
+    async def replay(self, webhook: int, since: datetime | None, only_failed: bool, by: By) -> int:
+        """Make deliveries due again, of events since then; how many. That there were any is in the audit log."""
 
     async def deliveries(self, webhook: int, *, before: int | None = None, limit: int = 100) -> list[Delivery]:
         """Newest first; ``before``: the id that the page before ended with."""

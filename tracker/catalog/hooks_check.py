@@ -121,12 +121,14 @@ async def deliveries_can_be_replayed(hooks: Hooks, tell: Tell) -> None:
     first, second = await hooks.claim(10, 60.0)
     await hooks.delivered(first.id, 200)
     await hooks.failed(second.id, 500, None, None)
-    assert await hooks.replay(made.id, None, True) == 1
+    assert await hooks.replay(made.id, None, True, BY) == 1
     assert [one.event.repository for one in await hooks.claim(10, 60.0)] == ["b"]
     later = datetime.now(UTC) + timedelta(days=1)
-    assert await hooks.replay(made.id, later, False) == 0
-    assert await hooks.replay(made.id, None, False) == 2
+    assert await hooks.replay(made.id, later, False, BY) == 0
+    assert await hooks.replay(made.id, None, False, BY) == 2
     assert {(one.event.repository, one.attempts) for one in await hooks.claim(10, 60.0)} == {("a", 1), ("b", 1)}
+    lines = await hooks.audit(AuditQuery(action="webhook.replay"))
+    assert [line.actor for line in lines] == [BY.actor] * 2, "and none where nothing was due again"
 
 
 @_case
@@ -172,11 +174,14 @@ async def what_waits_is_not_forgotten(hooks: Hooks, tell: Tell) -> None:
 @_case
 async def the_audit_log_is_read_newest_first_and_by_what_one_looks_for(hooks: Hooks, _tell: Tell) -> None:
     made = await hooks.add(URL, [], [], b"s", BY)
-    await hooks.enable(made.id, False, By("another", "192.0.2.1"))
+    await hooks.enable(made.id, False, By("another", "192.0.2.1", account_id=7))
     await hooks.remove(made.id, BY)
     lines = await hooks.audit(AuditQuery())
     assert [line.action for line in lines] == ["webhook.remove", "webhook.disable", "webhook.add"]
     assert (lines[0].actor, lines[0].address, lines[0].request_id) == ("operator", "admin socket", "r1")
+    assert [line.account_id for line in lines] == [None, 7, None]
+    assert await hooks.audit(AuditQuery(account_id=7)) == lines[1:2]
+    assert await hooks.audit(AuditQuery(account_id=8)) == []
     assert [line.action for line in await hooks.audit(AuditQuery(actor="another"))] == ["webhook.disable"]
     assert [line.action for line in await hooks.audit(AuditQuery(action="webhook.add"))] == ["webhook.add"]
     assert len(await hooks.audit(AuditQuery(action="webhook"))) == 3

@@ -48,7 +48,7 @@ class MemoryHooks:
 
     def _record(self, by: By, action: str, webhook: int) -> None:
         self._last += 1
-        who = (by.actor, by.address, by.request_id)
+        who = (by.actor, by.address, by.request_id, by.account_id)
         self.lines.append(AuditLine(self._last, self._now(), *who, action, None, None, None, {"webhook": webhook}))
 
     async def add(self, url: str, repositories: Sequence[str], types: Sequence[str], secret: bytes, by: By) -> Webhook:
@@ -117,12 +117,14 @@ class MemoryHooks:
                 row.next_at = None if again is None else self._now() + timedelta(seconds=again)
                 row.status, row.error = status, error
 
-    async def replay(self, webhook: int, since: datetime | None, only_failed: bool) -> int:
+    async def replay(self, webhook: int, since: datetime | None, only_failed: bool, by: By) -> int:
         await trio.lowlevel.checkpoint()
         found = [row for row in self._rows if row.webhook == webhook and (since is None or row.event.at >= since)]
         found = [row for row in found if not only_failed or not row.delivered]
         for row in found:
             row.next_at, row.attempts, row.delivered = self._now(), 0, False
+        if found:
+            self._record(by, "webhook.replay", webhook)
         return len(found)
 
     async def deliveries(self, webhook: int, *, before: int | None = None, limit: int = 100) -> list[Delivery]:
@@ -168,6 +170,7 @@ class MemoryHooks:
 def _fits(line: AuditLine, query: AuditQuery) -> bool:
     return (
         query.actor in (None, line.actor)
+        and query.account_id in (None, line.account_id)
         and (query.repository is None or (line.repository is not None and matches(query.repository, line.repository)))
         and query.action in (None, line.action, line.action.partition(".")[0])
         and (query.since is None or line.at >= query.since)

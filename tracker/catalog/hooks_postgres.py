@@ -58,8 +58,9 @@ from deliveries d join events e on e.id = d.event_id
 where d.webhook_id = %s and (%s::bigint is null or d.id < %s) order by d.id desc limit %s
 """
 _AUDIT: Final = """
-select id, at, actor, address, request_id, action, repository, reference, digest, detail from audit
-where (%s::text is null or actor = %s) and (%s::text is null or repository = %s)
+select id, at, actor, address, request_id, account_id, action, repository, reference, digest, detail from audit
+where (%s::text is null or actor = %s) and (%s::bigint is null or account_id = %s)
+    and (%s::text is null or repository = %s)
     and (%s::text is null or repository ~ %s)
     and (%s::text is null or action = %s or split_part(action, '.', 1) = %s)
     and (%s::timestamptz is null or at >= %s) and (%s::timestamptz is null or at < %s)
@@ -105,8 +106,8 @@ class PostgresHooks:
         text = None if error is None else error.replace("\0", "")[:500]
         await self._db.tx(_run, _FAILED, (again, status, text, delivery), retry=True)
 
-    async def replay(self, webhook: int, since: datetime | None, only_failed: bool) -> int:
-        return await self._db.tx(_run, _REPLAY, (webhook, since, since, only_failed))
+    async def replay(self, webhook: int, since: datetime | None, only_failed: bool, by: By) -> int:
+        return await self._db.tx(_replay, webhook, since, only_failed, by)
 
     async def deliveries(self, webhook: int, *, before: int | None = None, limit: int = 100) -> list[Delivery]:
         return await self._db.query(_deliveries, webhook, before, limit)
@@ -167,6 +168,13 @@ def _run(connection: Connection, statement: str, values: tuple[object, ...]) -> 
     return connection.execute(statement.encode(), values).rowcount
 
 
+def _replay(connection: Connection, webhook: int, since: datetime | None, only_failed: bool, by: By) -> int:
+    count = _run(connection, _REPLAY, (webhook, since, since, only_failed))
+    if count:
+        record(connection, by, "webhook.replay", detail={"webhook": webhook, "deliveries": count})
+    return count
+
+
 def _deliveries(connection: Connection, webhook: int, before: int | None, limit: int) -> list[Delivery]:
     rows = connection.execute(_DELIVERIES, (webhook, before, before, max(0, limit))).fetchall()
     return [
@@ -184,7 +192,7 @@ def _state(delivered: datetime | None, again: datetime | None) -> State:
 def _audit(connection: Connection, query: AuditQuery) -> list[AuditLine]:
     name = query.repository
     exact, glob = (name, None) if name is None or "*" not in name else (None, expression(name))
-    who = (query.actor, query.actor, exact, exact, glob, glob)
+    who = (query.actor, query.actor, query.account_id, query.account_id, exact, exact, glob, glob)
     when = (query.since, query.since, query.until, query.until, query.before, query.before, query.limit)
     values = (*who, query.action, query.action, query.action, *when)
     return [AuditLine(*row) for row in connection.execute(_AUDIT, values).fetchall()]

@@ -14,6 +14,7 @@ from typing import Protocol
 
 from p2pregistry.digest import Digest
 from p2pregistry.errors import NotFound, RequestError
+from tracker.catalog.trail import By
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,8 +103,9 @@ class Sessions(Protocol):
     async def release(self, lease: Lease, size: int) -> bool:
         """Give the lease back; so many bytes are durable. False if it was lost already."""
 
-    async def drop(self, lease: Lease) -> bool:
-        """End the session. Its object is condemned, unless a blob has become of it. False if the lease is lost."""
+    async def drop(self, lease: Lease, by: By | None = None) -> bool:
+        """End the session. Its object is condemned, unless a blob has become of it. ``by``: who is to be found in the
+        audit log for it. False if the lease is lost."""
 
     async def expire(self, idle: float, limit: int) -> list[str]:
         """End sessions, ``limit`` at most, that nobody holds and no request touched for ``idle`` seconds, each as

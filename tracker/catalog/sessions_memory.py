@@ -9,6 +9,7 @@ import trio
 
 from p2pregistry.digest import Digest
 from tracker.catalog.sessions import Lease, Session, too_many, unknown
+from tracker.catalog.trail import By
 
 
 @dataclass(slots=True)
@@ -90,7 +91,7 @@ class MemorySessions:
         row.holder, row.until = None, 0.0
         return True
 
-    async def drop(self, lease: Lease) -> bool:
+    async def drop(self, lease: Lease, by: By | None = None) -> bool:  # noqa: ARG002 - nothing is written down here
         await trio.lowlevel.checkpoint()
         row = self._of(lease)
         if row is None:

@@ -11,6 +11,7 @@ from typing import Final
 from p2pregistry.digest import Digest
 from tracker.catalog.keys import digest_key, key_digest
 from tracker.catalog.sessions import Lease, Session, object_name, too_many, unknown
+from tracker.catalog.trail import By, record
 from tracker.db import Connection, Db
 
 _COLUMNS: Final = (
@@ -47,7 +48,7 @@ _RELEASE: Final = """
 update uploads set size = %s, holder = null, held_until = null, touched_at = clock_timestamp()
 where id = %s and generation = %s
 """
-_END: Final = "delete from uploads where id = %s and generation = %s"
+_END: Final = "delete from uploads where id = %s and generation = %s returning repository"
 _IDLE: Final = """
 delete from uploads where id in (
     select id from uploads
@@ -105,8 +106,8 @@ class PostgresSessions:
     async def release(self, lease: Lease, size: int) -> bool:
         return await self._db.tx(_update, _RELEASE, (size, lease.id, lease.generation), retry=True)
 
-    async def drop(self, lease: Lease) -> bool:
-        return await self._db.tx(_drop, lease, retry=True)
+    async def drop(self, lease: Lease, by: By | None = None) -> bool:
+        return await self._db.tx(_drop, lease, by, retry=True)
 
     async def expire(self, idle: float, limit: int) -> list[str]:
         return await self._db.tx(_expire, idle, limit)
@@ -124,7 +125,12 @@ class PostgresSessions:
 def end_upload(connection: Connection, lease: Lease) -> bool:
     """Remove the session in the transaction that records its blob: one that has lost its lease must not, because its
     object may be condemned already. False if the lease is lost, or this was done before."""
-    return connection.execute(_END, (lease.id, lease.generation)).rowcount == 1
+    return _ended(connection, lease) is not None
+
+
+def _ended(connection: Connection, lease: Lease) -> str | None:
+    row = connection.execute(_END, (lease.id, lease.generation)).fetchone()
+    return None if row is None else str(row[0])
 
 
 def _session(row: Sequence[object]) -> Session:
@@ -170,9 +176,12 @@ def _update(connection: Connection, statement: str, values: tuple[object, ...]) 
     return connection.execute(statement.encode(), values).rowcount == 1
 
 
-def _drop(connection: Connection, lease: Lease) -> bool:
-    if not end_upload(connection, lease):
+def _drop(connection: Connection, lease: Lease, by: By | None) -> bool:
+    repository = _ended(connection, lease)
+    if repository is None:
         return False
+    if by is not None:
+        record(connection, by, "upload.cancel", repository, detail={"upload": lease.id})
     connection.execute(_CONDEMN, ([object_name(lease.id)], [0]))
     return True
 

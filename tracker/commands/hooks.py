@@ -121,6 +121,7 @@ def replay(console: Console, number: int, since: str | None, failed: bool) -> No
 @click.command()
 @click.option("--repository", metavar="GLOB", help="Of these repositories.")
 @click.option("--actor", metavar="NAME", help="By this account.")
+@click.option("--account", metavar="ID", type=int, help="By the account of this id, whatever its name was.")
 @click.option("--action", metavar="ACTION", help='Such as "manifest.push", or "manifest" for all of its kind.')
 @click.option("--since", metavar="TIME", help="From this time on (ISO 8601).")
 @click.option("--until", metavar="TIME", help="Before this time.")
@@ -130,6 +131,7 @@ def audit(
     console: Console,
     repository: str | None,
     actor: str | None,
+    account: int | None,
     action: str | None,
     since: str | None,
     until: str | None,
@@ -137,12 +139,21 @@ def audit(
 ) -> None:
     """Who wrote what, when, from where."""
     answer = console.ask(
-        "GET", "/audit", repository=repository, actor=actor, action=action, since=since, until=until, n=limit
+        "GET",
+        "/audit",
+        repository=repository,
+        actor=actor,
+        account=account,
+        action=action,
+        since=since,
+        until=until,
+        n=limit,
     )
     rows = [
-        (one["at"], one["actor"], one["address"], one["action"], _what(one), one["digest"]) for one in answer["audit"]
+        (one["at"], one["actor"], one["account_id"], one["address"], one["action"], _what(one), one["digest"])
+        for one in answer["audit"]
     ]
-    console.show(answer, lambda: table(rows, ("at", "who", "from", "did", "what", "digest")))
+    console.show(answer, lambda: table(rows, ("at", "who", "account", "from", "did", "what", "digest")))
 
 
 def _globs(patterns: list[str]) -> str:
