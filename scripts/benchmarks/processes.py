@@ -76,16 +76,37 @@ def find(program: str) -> str | None:
 
 
 @contextmanager
-def swarm(folder: Path) -> Iterator[Swarm]:
-    """``p2pregistry up --nodes 1 --plain`` in ``folder``."""
-    command = [*PROGRAM, "up", "--nodes", "1", "--plain", "--port", "0", "--json", "--data-dir", str(folder)]
-    with (folder.parent / "up.log").open("wb") as log, running(command, log, stdout=subprocess.PIPE) as process:
+def swarm(folder: Path, code: Path | None = None) -> Iterator[Swarm]:
+    """``p2pregistry up --nodes 1 --plain`` in ``folder``, of this code or that of another folder."""
+    environment = os.environ | ({} if code is None else {"PYTHONPATH": str(code)})
+    log = folder.with_name(f"{folder.name}.log")
+    command = [*PROGRAM, "up", "--nodes", "1", "--port", "0", "--json", "--data-dir", str(folder)]
+    helped = subprocess.run([*PROGRAM, "up", "--help"], env=environment, capture_output=True, text=True)
+    if "--plain" in helped.stdout:  # before there was TLS between nodes, all were plain
+        command.append("--plain")
+    with log.open("wb") as output, running(command, output, stdout=subprocess.PIPE, env=environment) as process:
         assert process.stdout is not None
         line = process.stdout.readline()  # "up" has a deadline of its own
         if not line:
-            raise BenchError(f"p2pregistry up did not start:\n{(folder.parent / 'up.log').read_text()}")
+            raise BenchError(f"p2pregistry up did not start:\n{log.read_text()}")
         said = json.loads(line)
         yield Swarm(said["tracker"], _node(said["nodes"][0]), folder)
+
+
+def revision(name: str, folder: Path) -> Path:
+    """The code of an earlier revision, in ``folder``. Raises BenchError."""
+    folder.mkdir()
+    script = 'set -o pipefail; git -C "$1" archive "$2" node p2pregistry tracker | tar -x -C "$3"'
+    root = Path(__file__).parents[2]
+    done = subprocess.run(["bash", "-c", script, "-", root, name, folder], capture_output=True, text=True)
+    if done.returncode:
+        raise BenchError(f"there is no code of {name}: {done.stderr.strip()}")
+    found = [PROGRAM[0], "-P", "-c", "import node, tracker, p2pregistry as p; print(node.__file__, p.__file__)"]
+    environment = os.environ | {"PYTHONPATH": str(folder)}
+    done = subprocess.run(found, env=environment, capture_output=True, text=True)
+    if done.returncode or not all(Path(path).is_relative_to(folder) for path in done.stdout.split()):
+        raise BenchError(f"another code than that of {name} would run: {done.stdout}{done.stderr}".strip())
+    return folder
 
 
 @contextmanager
@@ -189,6 +210,7 @@ def running(
     stdout: int | None = None,
     pass_fds: tuple[int, ...] = (),
     pipes: bool = False,
+    env: Mapping[str, str] | None = None,
 ) -> Iterator[subprocess.Popen[bytes]]:
     """A process until the end of the block; then it is asked to stop, and killed if it does not.
 
@@ -201,6 +223,7 @@ def running(
         stderr=log,
         pass_fds=pass_fds,
         start_new_session=pipes,
+        env=env,
     )
     try:
         yield process

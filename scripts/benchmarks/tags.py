@@ -1,6 +1,7 @@
 """scripts/bench tags: long lists. A repository with many tags, whole, and many repositories, by pages.
 
-The rows are written by SQL; the lists are read through the tracker's API as a client reads them, following each Link.
+The rows are written by SQL, of public repositories; the lists are read through the tracker's API as a client without
+account reads them, following each Link.
 """
 
 from __future__ import annotations
@@ -33,8 +34,8 @@ _NEXT: Final = re.compile(r'<([^>]+)>; rel="next"')
 
 _MANIFEST: Final = "insert into manifests (digest, body) values ('\\x12'::bytea || sha256('{}'), '{}') returning id"
 _ROWS: Final = """
-insert into repositories (name) select 'bench/tags' union all select 'team' || i %% 100 || '/app' || i
-from generate_series(1, %s) as i
+insert into repositories (name, private) select 'bench/tags', false union all
+select 'team' || i %% 100 || '/app' || i, false from generate_series(1, %s) as i
 """
 _LINK: Final = """
 insert into repository_manifests (repository_id, manifest_id, media_type, claim, claim_number)
@@ -80,6 +81,7 @@ def _tracker(folder: Path, dsn: str) -> Iterator[str]:
 
 def _fill(dsn: str, count: int) -> None:
     with psycopg.connect(dsn, autocommit=True) as connection:
+        connection.execute("set session_replication_role = replica")  # no change is noted: nobody waits for them here
         connection.execute(_ROWS, (count,))
         made = connection.execute(_MANIFEST).fetchone()
         assert made is not None

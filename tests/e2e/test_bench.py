@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import secrets
+import shutil
 import signal
 import subprocess
 import sys
@@ -128,6 +129,19 @@ def test_long_lists_are_measured() -> None:
         output, said = process.communicate(timeout=PATIENCE)
         assert process.returncode == 0, said
     assert results(output)["12000 tags of one repository"]["value"] > 0
+
+
+def test_a_warm_blob_is_measured_beside_a_node_of_an_earlier_revision() -> None:
+    for needed in (("curl", "--version"), ("git", "-C", str(BENCHES), "rev-parse", "HEAD")):
+        if shutil.which(needed[0]) is None or subprocess.run(needed, capture_output=True).returncode:
+            pytest.skip(f"{' '.join(needed)} does not work here")
+    with bench("warm", "--mib", "4", "--runs", "2", "--against", "HEAD", "--json") as (process, mark):
+        output, said = process.communicate(timeout=PATIENCE)
+        assert process.returncode == 0, said
+        assert marked(mark) == []
+    found = [one for one in json.loads(output)["results"] if one["against"] == "earlier node"]
+    assert [(one["target"], len(one["samples"])) for one in found] == [(">= 0.95x earlier node", 2)]
+    assert results(output)["earlier node"]["value"] > 0
 
 
 def test_the_bound_is_that_of_the_slowest_part() -> None:
