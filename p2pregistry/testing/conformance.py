@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import hashlib
 import http.client
 import ipaddress
@@ -141,7 +142,9 @@ class Api:
         if not anonymous:
             sent["Authorization"] = f"Bearer {self._token(where)}" if self.bearer else AUTHORIZATION
         if isinstance(body, bytes):
-            self.connection.request(method, where, body or None, sent)
+            # a registry may refuse a body that it has not read; its answer is there all the same
+            with contextlib.suppress(BrokenPipeError):
+                self.connection.request(method, where, body or None, sent)
         else:
             self.connection.request(
                 method, where, iter(body), sent | {"Transfer-Encoding": "chunked"}, encode_chunked=True

@@ -176,7 +176,7 @@ class World:
                 listed = [
                     one for name, one in self.images if name == repository and digest in self.children.get(one, ())
                 ]
-                assert not any(await self.both.catalog.manifest(repository, one) is not None for one in listed), (
+                assert not any([await self.both.catalog.manifest(repository, one) is not None for one in listed]), (
                     "a child of an index that is there went"
                 )
                 subject = self.subjects.get(digest)
