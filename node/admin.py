@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
+from node.warming import warming
 from p2pregistry import __version__
 from p2pregistry.errors import NotFound, RequestError
 from p2pregistry.serve.http import Handler, Request, Response
@@ -17,16 +18,19 @@ if TYPE_CHECKING:
 
 
 def admin_handler(node: Node) -> Handler:
-    """``GET /status`` and ``GET /peers``, JSON, over the socket that only the node's user may open."""
+    """``GET /status`` and ``GET /peers``, and what ``warming`` does, JSON, over the socket of the node's user."""
 
     async def handle(request: Request) -> Response:
+        answer = await warming(request, node)
+        if answer is not None:
+            return _json(answer)
         if request.method != "GET":
-            raise RequestError("UNSUPPORTED", "the admin socket is read with GET", headers={"Allow": "GET"})
+            raise RequestError("UNSUPPORTED", "this is read with GET", headers={"Allow": "GET"})
         if request.path == "/status":
             return _json(status(node))
         if request.path == "/peers":
             return _json({"peers": [{"peer_id": p.peer_id, "url": p.url, "zone": p.zone} for p in node.router.peers()]})
-        raise NotFound("NAME_UNKNOWN", "here are /status and /peers")
+        raise NotFound("NAME_UNKNOWN", "here are /status, /peers, /prefetch, /pins and /gc")
 
     return handle
 
@@ -57,6 +61,8 @@ def status(node: Node) -> dict[str, object]:
         "blob_bytes": sum(size for _digest, size, _use in held),
         "max_bytes": node.settings.cache.max_bytes,
         "downloads": len(node.flights),
+        "ahead_bytes": node.cache.ahead,
+        **({} if node.warmer is None else node.warmer.status()),
     }
 
 

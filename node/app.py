@@ -21,6 +21,7 @@ from node.joining import enter
 from node.settings import MIB, NodeSettings
 from node.standing import Standing
 from node.visits import NEIGHBOURS, TOKEN_URL, known_names, lines, remember_neighbours, visit_tracker
+from node.warming import AskedFor, make_warmer
 from p2pregistry import __version__, observe
 from p2pregistry.content.metainfo import BlobRef
 from p2pregistry.content.unixfs import PIECE_SIZE
@@ -33,7 +34,7 @@ from p2pregistry.haves import Haves
 from p2pregistry.lifetime import allow_open_files, orderly
 from p2pregistry.oci.manifest import parse_manifest
 from p2pregistry.pull.commands import Limits
-from p2pregistry.rate import Rates
+from p2pregistry.rate import Limiter, Rates
 from p2pregistry.resolve import Resolver
 from p2pregistry.routing.advertise import Advertiser
 from p2pregistry.routing.hello import Hello
@@ -60,6 +61,7 @@ from p2pregistry.trust.keys import KeySet, check_root_public
 from p2pregistry.trust.records import ANYONE
 from p2pregistry.trusting import Trust
 from p2pregistry.visible import Visible
+from p2pregistry.warm.warmer import Warmer
 
 if TYPE_CHECKING:
     from p2pregistry.routing.dht import DhtRouter
@@ -94,6 +96,8 @@ class Node:
     tracker: TrackerSource | None
     urls: dict[str, str]
     peer_id: str
+    cache: Cache
+    warmer: Warmer | None = None
     names: frozenset[str] = frozenset()
     token_url: str = ""
     swarm_seen: float | None = None
@@ -310,7 +314,15 @@ async def _assemble(
         finder.drop(digest)
         haves.drop(digest)
 
-    cache = Cache(store, index, limits.max_bytes, limits.min_free, on_drop=drop, clock=time.time)
+    cache = Cache(
+        store,
+        index,
+        limits.max_bytes,
+        limits.min_free,
+        on_drop=drop,
+        clock=time.time,
+        max_ahead=settings.prefetch.max_bytes,
+    )
     nursery = await stack.enter_async_context(trio.open_nursery())
     stack.callback(nursery.cancel_scope.cancel)
     await nursery.start(finder.serve)
@@ -318,12 +330,15 @@ async def _assemble(
     rates = _rates(settings)
     flights = _flights(settings, store, cache, index, finder, haves, advertiser, rates)
     await stack.enter_async_context(flights.running())
-    node = Node(settings, index, visible, router, advertiser, flights, finder, standing, tracker, urls, router.peer_id)
+    peer_id = router.peer_id
+    node = Node(settings, index, visible, router, advertiser, flights, finder, standing, tracker, urls, peer_id, cache)
     node.names = known_names(settings, index)
     node.token_url = "".join(lines(index, TOKEN_URL)[:1])
     resolver = _resolver(node)
     nursery.start_soon(_confirm, resolver, visible)
     nursery.start_soon(_know_own_rights, node)
+    node.warmer = make_warmer(settings, index, cache, resolver, flights)
+    nursery.start_soon(node.warmer.run)
     pull = _pull_api(node, resolver, cache)
     slots = Slots(settings.peer.max_uploads, settings.peer.queue)
     peers = PeerApi(
@@ -398,6 +413,7 @@ def _flights(
         rest=fetch.rest,
         linger=fetch.linger,
         pace=lambda source: rates.ingress(source.there if isinstance(source, PeerSource) else ""),
+        ahead_pace=None if settings.prefetch.rate is None else Limiter(settings.prefetch.rate).take,
         fetched=_count_fetched,
         finished=finished,
         note=lambda err: _log.debug("a source failed", why=err.message),
@@ -450,7 +466,7 @@ def _pull_api(node: Node, resolver: Resolver, cache: Cache) -> PullApi:
     return PullApi(
         resolver,
         node.visible,
-        cache,
+        AskedFor(cache),
         node.flights,
         hosts=Hosts(stated.host, stated.hosts),
         auth=auth if stated.require_client_auth else None,

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from node.warm_cli import COMMANDS
+
 if TYPE_CHECKING:
     from node.settings import NodeSettings
 
@@ -80,6 +82,10 @@ def status(config: Path | None, data_dir: str | None, as_json: bool) -> None:
 def peers(config: Path | None, data_dir: str | None, as_json: bool) -> None:
     """The peers the running node is in touch with."""
     _show(_ask(config, data_dir, "/peers"), as_json)
+
+
+for _command in COMMANDS:
+    node.add_command(_command)
 
 
 def _join_token(given: str | None) -> str | None:

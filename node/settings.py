@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from collections.abc import Callable
+from typing import Annotated, Literal, TypeVar
 
 import msgspec
 
 from p2pregistry.errors import SettingsError
 from p2pregistry.messages import ZONE
+from p2pregistry.oci.platforms import read_platforms
 from p2pregistry.settings import Port, Positive, Seconds, Section, Setting, Settings, Size
+from p2pregistry.warm.choose import full_pattern
 
 MIB = 1024 * 1024
 GIB = 1024 * MIB
 Texts = tuple[str, ...]
+T = TypeVar("T")
 
 
 class Node(Section, frozen=True):
@@ -174,6 +178,49 @@ class Tags(Section, frozen=True):
     ] = None
 
 
+class Sync(Section, frozen=True):
+    patterns: Annotated[
+        Texts,
+        Setting(
+            "Globs over repository:tag (without a colon: each tag) whose tags and manifests are kept here unasked.",
+            example=["library/**"],
+        ),
+    ] = ()
+    poll: Annotated[
+        Annotated[float, msgspec.Meta(ge=0.2)],
+        Setting(
+            "How often the tracker is asked for the tags under all patterns while it does not tell of changes itself.",
+            unit="seconds",
+        ),
+    ] = 30.0
+
+
+class Prefetch(Section, frozen=True):
+    patterns: Annotated[
+        Texts,
+        Setting("As sync.patterns; the layers are fetched too, ahead of any pull.", example=["acme/*:prod-*"]),
+    ] = ()
+    platforms: Annotated[
+        Texts,
+        Setting(
+            "Of images for several platforms, which are kept: as linux/arm64, or all; unset: this machine's.",
+            example=["linux/amd64", "linux/arm64"],
+        ),
+    ] = ()
+    max_bytes: Annotated[
+        Size,
+        Setting(
+            "The most that layers fetched ahead may take until a client asks for them; the oldest go first.",
+            unit="bytes",
+        ),
+    ] = 10 * GIB
+    rate: Annotated[
+        Annotated[int, msgspec.Meta(ge=64 * 1024)] | None,
+        Setting("The most bytes a second fetched ahead; unset: no limit.", unit="bytes/s", example=20 * MIB),
+    ] = None
+    concurrency: Annotated[Positive, Setting("Layers fetched ahead at once.")] = 2
+
+
 class Fetch(Section, frozen=True):
     in_flight: Annotated[Size, Setting("The most bytes on their way to this node at once.", unit="bytes")] = 32 * MIB
     window: Annotated[
@@ -209,6 +256,8 @@ class NodeSettings(Settings, frozen=True):
     cache: Cache = msgspec.field(default_factory=Cache)
     tags: Tags = msgspec.field(default_factory=Tags)
     fetch: Fetch = msgspec.field(default_factory=Fetch)
+    sync: Sync = msgspec.field(default_factory=Sync)
+    prefetch: Prefetch = msgspec.field(default_factory=Prefetch)
 
     def check(self) -> None:
         """Rules between values. Raises SettingsError."""
@@ -228,3 +277,15 @@ class NodeSettings(Settings, frozen=True):
             raise SettingsError("$.node.zone: up to 64 of letters, digits and . _ : / -")
         if not self.pull.host:
             raise SettingsError("$.pull.host: at least one address is needed")
+        for section, patterns in (("sync", self.sync.patterns), ("prefetch", self.prefetch.patterns)):
+            for pattern in patterns:
+                _check(f"$.{section}.patterns", full_pattern, pattern)
+        _check("$.prefetch.platforms", read_platforms, self.prefetch.platforms)
+
+
+def _check(path: str, read: Callable[[T], object], value: T) -> None:
+    """Raises SettingsError where this cannot be read."""
+    try:
+        read(value)
+    except ValueError as err:
+        raise SettingsError(f"{path}: {err}") from err

@@ -21,13 +21,14 @@ from p2pregistry.piece_table import TablesAhead, TableSearch, learn
 from p2pregistry.pull.commands import Cancel, Command, Drop, Finished, GiveUp, Limits, LookUp, Next, Request
 from p2pregistry.pull.pieces import Randrange
 from p2pregistry.pull.plan import Plan
+from p2pregistry.rank import Rank, Till
 from p2pregistry.reading import Reading, Readings, opened
 from p2pregistry.sources.base import Source
 from p2pregistry.spool import Spool, again
 from p2pregistry.store.base import BlobStore
 from p2pregistry.store.recover import surviving_pieces
 from p2pregistry.surroundings import Finder, Shelf, Tables
-from p2pregistry.transfers import Account, Transfers
+from p2pregistry.transfers import Transfers
 
 #: Seconds between two looks at the clock.
 TICK = 0.2
@@ -35,7 +36,7 @@ TICK = 0.2
 HASH_PIECES = 8
 
 
-class Service(Account, Protocol):
+class Service(Till, Protocol):
     """What a flight needs of the service it belongs to: ``flights.Flights``."""
 
     finder: Finder
@@ -56,6 +57,14 @@ class Service(Account, Protocol):
     def share(self) -> int:
         """Bytes that one flight may have in flight."""
 
+    @property
+    def low_share(self) -> int:
+        """The same for one that no client waits for."""
+
+    @property
+    def clients(self) -> int:
+        """Flights under way that clients have asked for."""
+
     def paused(self, flight: Flight) -> None:
         """A flight fetches no more for now."""
 
@@ -66,8 +75,8 @@ class Service(Account, Protocol):
 class Flight:
     """One running download."""
 
-    def __init__(self, service: Service, ref: BlobRef) -> None:
-        self.ref = ref
+    def __init__(self, service: Service, ref: BlobRef, rank: Rank) -> None:
+        self.ref, self.rank = ref, rank
         self._service = service
         self._ready = trio.Event()  # the spool exists, or the flight failed before it could
         self._failure: RegistryError | None = None
@@ -88,7 +97,10 @@ class Flight:
         self._looking = False
         self._search: TableSearch | None = None
         self.paused = False
+        self.held = False
+        self._landed = False  # nothing can be asked for any more
         self.done = False
+        self.ended = trio.Event()
 
     # -- readers ------------------------------------------------------------------------------------------------
 
@@ -145,10 +157,39 @@ class Flight:
         self._unread_since = trio.current_time()
         self._service.resumed()
         if self._plan is not None:
-            self._obey(self._plan.follow_rest(self._service.rest, trio.current_time()))
+            self._obey(self._plan.follow_rest(self._rest, trio.current_time()))
+
+    @property
+    def _rest(self) -> bool:
+        """Whether what no reader has asked for is fetched too."""
+        return not self.held and (self.rank.ahead or self._service.rest)
+
+    @property
+    def failure(self) -> RegistryError | None:
+        """Why it has ended without the blob."""
+        return self._failure
+
+    @property
+    def here(self) -> int:
+        """Bytes that are here."""
+        return 0 if self.spool is None else self.spool.bytes_here
+
+    def hold(self, held: bool) -> None:
+        """Ask for nothing new while others come first; or go on."""
+        if held == self.held:
+            return
+        self.held = held
+        if self._plan is not None and not self.paused and not self._landed:
+            self._obey(self._plan.follow_rest(self._rest, trio.current_time()))
+
+    def keep(self) -> None:
+        """It goes on whether it is read or not."""
+        self.rank.ahead = True
+        if self.paused:
+            self._resume()
 
     def end(self) -> None:
-        """Give up a paused flight; its partial file stays for a later one."""
+        """Give up a flight that is paused or that nobody waits for; its partial file stays for a later one."""
         self._scope.cancel()
 
     # -- the flight ---------------------------------------------------------------------------------------------
@@ -157,11 +198,14 @@ class Flight:
         """From nothing to a committed blob. Errors go to the readers, not to the service."""
         try:
             with self._scope, self._service.shelf.pin(self.ref.digest):
-                async with self._service.shelf.room(self.ref.digest, self.ref.size):
+                async with self._service.shelf.room(self.ref.digest, self.ref.size, ahead=self.rank.low):
                     with self._service.finder.follow(self.ref, self):
-                        await self._fly()
+                        try:
+                            await self._fly()
+                        finally:
+                            self._landed = True
             if self._scope.cancelled_caught:
-                self._fail(Unreachable("the download was paused because nobody read it"))
+                self._fail(Unreachable("the download was ended because nobody read it"))
         except RegistryError as err:
             self._fail(err)
         except BaseExceptionGroup as group:
@@ -174,6 +218,7 @@ class Flight:
             raise
         finally:
             self.done = True
+            self.ended.set()
             self._let_go()
 
     def _fail(self, failure: RegistryError) -> None:
@@ -236,10 +281,10 @@ class Flight:
             limits=service.limits,
             have=frozenset(have),
             looked=self._looked and not self._looking,
-            rest=service.rest,
+            rest=self._rest,
         )
-        self._transfers = Transfers(self._nursery, service, plan, spool, self._obey, self._arrived)
-        self.share(service.share)
+        self._transfers = Transfers(self._nursery, self.rank, plan, spool, self._obey, self._arrived)
+        self.share(service.low_share if self.rank.low else service.share)
         if self._crowd is not None:
             self._obey(plan.crowd(*self._crowd, now))
         for name, (pieces, near) in self._told.items():
@@ -269,7 +314,7 @@ class Flight:
                 spool.release(blob)
             if self._service.tables.metainfo(self.ref.digest) is None:  # its writing may have been cut off
                 await self._service.tables.put_metainfo(spool.info)
-            await self._service.shelf.added(self.ref.digest, self.ref.size)
+            await self._service.shelf.added(self.ref.digest, self.ref.size, ahead=self.rank.low)
             self._service.haves.full(self.ref.digest)
         self._service.finished(self.ref)
 
@@ -300,7 +345,11 @@ class Flight:
             await trio.sleep(TICK if wake is None else min(TICK, wake - now))
             now = trio.current_time()
             self._obey(self._plan.tick(now))
-            if self._readers == 0 and not self.paused and now - self._unread_since > self._service.linger:
+            if (
+                self._readers == 0
+                and not (self.paused or self.rank.ahead)
+                and now - self._unread_since > self._service.linger
+            ):
                 self._pause()
 
     # -- sources ------------------------------------------------------------------------------------------------

@@ -15,6 +15,7 @@ import trio
 from p2pregistry.content.metainfo import BlobRef
 from p2pregistry.errors import BadContent, NotFound, RegistryError, RemoteError, Unreachable
 from p2pregistry.flight import Flight, Service
+from p2pregistry.rank import Rank
 from p2pregistry.reading import Reading, Readings
 from p2pregistry.sources.base import Source
 from p2pregistry.spool import again
@@ -30,8 +31,8 @@ class SmallFlight:
 
     paused = False
 
-    def __init__(self, service: Service, ref: BlobRef, full: Callable[[], Flight]) -> None:
-        self.ref = ref
+    def __init__(self, service: Service, ref: BlobRef, rank: Rank, full: Callable[[], Flight]) -> None:
+        self.ref, self.rank = ref, rank
         self._service, self._full = service, full
         self._ready = trio.Event()
         self._data: bytes | None = None
@@ -39,6 +40,7 @@ class SmallFlight:
         self._failure: RegistryError | None = None
         self._peers: list[Source] = []
         self.done = False
+        self.ended = trio.Event()
 
     async def open(self, offset: int, length: int) -> Reading | Bytes:
         """See Flight."""
@@ -61,6 +63,23 @@ class SmallFlight:
     def share(self, _budget: int) -> None:
         """One piece is as little as there is."""
 
+    @property
+    def failure(self) -> RegistryError | None:
+        """Why it has ended without the blob."""
+        return self._failure if self._other is None else self._other.failure
+
+    @property
+    def here(self) -> int:
+        """Bytes that are here."""
+        return min(self.ref.size, sum(self.rank.got.values()))
+
+    def hold(self, _held: bool) -> None:
+        """One piece is soon here."""
+
+    def keep(self) -> None:
+        """It goes on in any case."""
+        self.rank.ahead = True
+
     def end(self) -> None:
         """It is never paused."""
 
@@ -68,7 +87,7 @@ class SmallFlight:
         """From nothing to a committed blob. Errors go to the readers, not to the service."""
         service = self._service
         try:
-            async with service.shelf.room(self.ref.digest, self.ref.size):
+            async with service.shelf.room(self.ref.digest, self.ref.size, ahead=self.rank.low):
                 with service.finder.follow(self.ref, self):
                     self._data = await self._fetch()
                 if self._data is None:
@@ -79,7 +98,7 @@ class SmallFlight:
                 self._ready.set()
                 with trio.CancelScope(shield=True):  # readers have it: it is worth keeping
                     await service.store.put(self.ref.digest, self._data)
-                    await service.shelf.added(self.ref.digest, self.ref.size)
+                    await service.shelf.added(self.ref.digest, self.ref.size, ahead=self.rank.low)
             service.finished(self.ref)
         except RegistryError as err:
             self._failure = err
@@ -87,6 +106,7 @@ class SmallFlight:
         finally:
             self.done = True
             self._ready.set()
+            self.ended.set()
 
     async def _fetch(self) -> bytes | None:
         """The bytes, verified; None where no source that is known gave them."""
@@ -108,14 +128,14 @@ class SmallFlight:
         return None
 
     async def _get(self, source: Source) -> bytes:
-        size, pace = self.ref.size, self._service.pace(source)
+        size, pace = self.ref.size, self.rank.pace(source)
         data = bytearray(size)
         view, at = memoryview(data), 0
         async with source.fetch(self.ref.digest, 0, size) as incoming:
             while at < size:
-                count = await incoming.read_into(view[at:])
+                count = await incoming.read_into(view[at : at + self.rank.step])
                 at += count
-                self._service.fetched(source.kind, count)
+                self.rank.fetched(source.kind, count)
                 if pace is not None:
                     await pace(count)
         found = hashlib.sha256(data) if size <= INLINE else await trio.to_thread.run_sync(hashlib.sha256, data)

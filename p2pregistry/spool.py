@@ -46,6 +46,11 @@ class Spool:
     def has(self, index: int) -> bool:
         return bool(self._here[index])
 
+    @property
+    def bytes_here(self) -> int:
+        """Bytes of the pieces that are here."""
+        return min(self.info.size, sum(self._here) * PIECE_SIZE)
+
     async def write(self, index: int, data: memoryview) -> bool:
         """Hash a piece and, if it is right, write and mark it. False if its hash is wrong."""
         if self._here[index] or self._staged is None:

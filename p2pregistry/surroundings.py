@@ -70,14 +70,15 @@ class Finder(Protocol):
 class Shelf(Protocol):
     """Where finished blobs are kept and noted."""
 
-    def room(self, digest: Digest, size: int) -> AbstractAsyncContextManager[None]:
-        """Make room for ``size`` bytes and keep it free while the context lasts. Raises StorageFull."""
+    def room(self, digest: Digest, size: int, *, ahead: bool = False) -> AbstractAsyncContextManager[None]:
+        """Make room for ``size`` bytes and keep it free while the context lasts. ``ahead``: no client waits for them,
+        and nothing that clients use goes for them. Raises StorageFull."""
 
     def pin(self, digest: Digest) -> AbstractContextManager[None]:
         """Keep what belongs to this digest from eviction."""
 
-    async def added(self, digest: Digest, size: int) -> None:
-        """The blob is in the store."""
+    async def added(self, digest: Digest, size: int, *, ahead: bool = False) -> None:
+        """The blob is in the store. ``ahead``: no client has asked for it yet."""
 
 
 class Tables(Protocol):

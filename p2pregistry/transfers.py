@@ -18,11 +18,19 @@ from p2pregistry.surroundings import Buffers, Tracker
 
 
 class Account(Protocol):
-    """What transfers need of the service they belong to."""
+    """Where transfers are counted and held up: ``rank.Rank``."""
 
     buffers: Buffers
-    fetched: Callable[[str, int], None]
-    pace: Callable[[Source], Pace | None]
+
+    def fetched(self, kind: str, count: int) -> None:
+        """So many bytes have come from a source of this kind."""
+
+    def pace(self, source: Source) -> Pace | None:
+        """What to await after bytes from this source."""
+
+    @property
+    def step(self) -> int:
+        """Bytes to read at once, at most."""
 
 
 class Transfers:
@@ -108,7 +116,7 @@ class Transfers:
             view = memoryview(buffer)[: self._spool.info.length(index)]
             at = 0
             while at < len(view):
-                count = await incoming.read_into(view[at:])
+                count = await incoming.read_into(view[at : at + account.step])
                 at += count
                 account.fetched(source.kind, count)
                 self._plan.heard(request, trio.current_time())

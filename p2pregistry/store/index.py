@@ -13,13 +13,13 @@ its own beside the environment (``kept``), unless the caller says that it can be
     claims     digest repository             -> claims, newest first
     claimed    digest repository             -> size, root CID
     metainfo   digest                        -> size, root CID, piece table
-    blobs      digest                        -> size, last use
+    blobs      digest                        -> size, last use, whether no client has asked for it yet
     meta       name                          -> bytes
 """
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import TypeVar
@@ -90,6 +90,7 @@ class Index:
         self._touched: dict[Digest, float] = {}
         self._writer = Writer(environment, self._take_touched, self._touches_kept)
         self._total = sum(size for _, size, _ in self.held())
+        self._ahead = {digest: row.size for digest, row in self._blobs() if row.ahead}
 
     # -- reading ----------------------------------------------------------------------------------------------------
 
@@ -135,6 +136,10 @@ class Index:
         if row is None:
             return None
         return RepositoryRecord(row.private, Stamp(row.epoch, row.number), row.token, row.hidden)
+
+    def repositories(self) -> list[str]:
+        """The repositories of which there is a record, in order of their bytes."""
+        return [key.decode() for key, _value in self._scan("repos", b"")]
 
     def manifest(self, digest: Digest) -> StoredManifest | None:
         """The manifest of this digest, from whichever repository."""
@@ -191,12 +196,17 @@ class Index:
 
     def held(self) -> list[tuple[Digest, int, float]]:
         """(digest, size in bytes, last use in unix seconds) of every complete blob."""
-        found: list[tuple[Digest, int, float]] = []
+        return [(digest, row.size, self._touched.get(digest, row.last_use)) for digest, row in self._blobs()]
+
+    def _blobs(self) -> Iterator[tuple[Digest, BlobRow]]:
         for key, value in self._scan("blobs", b""):
             digest, row = read_digest(key), BLOBS.decode(value)
             if digest is not None and row is not None:
-                found.append((digest, row.size, self._touched.get(digest, row.last_use)))
-        return found
+                yield digest, row
+
+    def ahead(self) -> Mapping[Digest, int]:
+        """The blobs that were fetched ahead and that no client has asked for yet, each with its size in bytes."""
+        return self._ahead
 
     def total(self) -> int:
         """Bytes of all complete blobs."""
@@ -261,10 +271,11 @@ class Index:
         row = MetainfoRow(info.size, info.root, info.hashes)
         await self._put("metainfo", digest_key(info.digest), METAINFO.encode(row))
 
-    async def put_blob(self, digest: Digest, size: int, now: float) -> None:
-        """A complete blob of ``size`` bytes, used at ``now`` (unix seconds), is on disk."""
+    async def put_blob(self, digest: Digest, size: int, now: float, *, ahead: bool = False) -> None:
+        """A complete blob of ``size`` bytes, used at ``now`` (unix seconds), is on disk. ``ahead``: no client has asked
+        for it yet."""
         key = digest_key(digest)
-        value = BLOBS.encode(BlobRow(size, now))
+        value = BLOBS.encode(BlobRow(size, now, ahead))
 
         def op(txn: lmdb.Transaction) -> int:
             old = BLOBS.decode(txn.get(key, db=self._tables["blobs"]))
@@ -272,7 +283,22 @@ class Index:
             return size - (old.size if old is not None else 0)
 
         self._touched.pop(digest, None)
+        self._ahead.pop(digest, None)
+        if ahead:
+            self._ahead[digest] = size
         await self._writer.write(op, self._count)
+
+    async def asked(self, digest: Digest) -> None:
+        """A client has asked for a blob that was fetched ahead: it is one like any other."""
+        key, table = digest_key(digest), self._tables["blobs"]
+
+        def op(txn: lmdb.Transaction) -> None:
+            old = BLOBS.decode(txn.get(key, db=table))
+            if old is not None:
+                txn.put(key, BLOBS.encode(BlobRow(old.size, old.last_use)), db=table)
+
+        if self._ahead.pop(digest, None) is not None:
+            await self._writer.write(op)
 
     async def drop_blob(self, digest: Digest) -> None:
         """Forget the blob. One that is not there is no error."""
@@ -284,6 +310,7 @@ class Index:
             return -old.size if old is not None else 0
 
         self._touched.pop(digest, None)
+        self._ahead.pop(digest, None)
         await self._writer.write(op, self._count)
 
     def _count(self, difference: int) -> None:
@@ -304,7 +331,7 @@ class Index:
                 key = digest_key(digest)
                 old = BLOBS.decode(txn.get(key, db=table))
                 if old is not None and old.last_use < now:
-                    txn.put(key, BLOBS.encode(BlobRow(old.size, now)), db=table)
+                    txn.put(key, BLOBS.encode(BlobRow(old.size, now, old.ahead)), db=table)
             return touched
 
         return op

@@ -97,6 +97,7 @@ class ClaimsRow(msgspec.Struct, array_like=True, frozen=True, gc=False):
 class BlobRow(msgspec.Struct, array_like=True, frozen=True, gc=False):
     size: int
     last_use: float
+    ahead: bool = False  # no client has asked for it yet
 
 
 class RefRow(msgspec.Struct, array_like=True, frozen=True, gc=False):

@@ -65,13 +65,13 @@ class World:
         self.banned.append(source)
 
     @asynccontextmanager
-    async def room(self, digest: Digest, size: int) -> AsyncIterator[None]:
+    async def room(self, digest: Digest, size: int, *, ahead: bool = False) -> AsyncIterator[None]:
         yield
 
     def pin(self, digest: Digest) -> AbstractContextManager[None]:
         return nullcontext()
 
-    async def put(self, digest: Digest, size: int) -> None:
+    async def put(self, digest: Digest, size: int, *, ahead: bool = False) -> None:
         self.added.append(digest)
 
     def metainfo(self, digest: Digest) -> Metainfo | None:

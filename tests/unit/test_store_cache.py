@@ -151,3 +151,70 @@ async def test_any_history_keeps_the_limits(
         for stack in opened.values():
             await stack.aclose()
         assert cache.busy() == set()
+
+
+async def test_what_is_fetched_ahead_has_a_budget_and_displaces_nothing_that_clients_use(tmp_path: Path) -> None:
+    node, store = _Node(), MemoryStore()
+    async with open_index(tmp_path / "i") as index:
+        cache = Cache(store, index, 150, None, node.dropped.append, node.clock, max_ahead=60)
+
+        async def fetch(name: str, size: int = 30, *, ahead: bool = False) -> Digest:
+            data = name.encode() * size
+            digest = Digest.of(data)
+            async with cache.room(digest, size, ahead=ahead):
+                await put(store, data)
+                await cache.added(digest, size, ahead=ahead)
+            return digest
+
+        used = [await fetch(name) for name in "ab"]
+        early = [await fetch(name, ahead=True) for name in "cde"]
+        assert node.dropped == early[:1]  # the oldest of the budget, though both others were used before
+        assert cache.ahead == 60
+        await cache.asked(early[1])
+        assert cache.ahead == 30
+        with pytest.raises(StorageFull):  # not even all of the budget would make room for it
+            await fetch("f", 90, ahead=True)
+        assert index.blob(early[2]) is not None
+        more = await fetch("g", ahead=True)
+        with pytest.raises(StorageFull):
+            async with cache.room(Digest.of(b"h"), 70, ahead=True):
+                raise AssertionError("there was no room")
+        (await cache.open(more)).close()  # for a peer: no client has asked for it
+        client = await fetch("i")
+        assert node.dropped == [early[0], early[2]]  # what was fetched ahead goes before what is used
+        assert all(index.blob(digest) is not None for digest in (*used, early[1], more, client))
+
+
+async def test_what_is_kept_stays_and_is_in_no_budget(tmp_path: Path) -> None:
+    node, store = _Node(), MemoryStore()
+    async with open_index(tmp_path / "i") as index:
+        cache = Cache(store, index, 100, None, node.dropped.append, node.clock, max_ahead=10)
+        kept, other = Digest.of(b"k" * 60), Digest.of(b"o" * 30)
+        cache.kept = frozenset({kept})
+        for digest, letter, size in ((kept, b"k", 60), (other, b"o", 30)):
+            async with cache.room(digest, size, ahead=digest == kept):
+                await put(store, letter * size)
+                await cache.added(digest, size, ahead=digest == kept)
+        assert cache.ahead == 0
+        assert await cache.surplus(0) == [(other, 30)]
+        assert node.dropped == []
+        assert await cache.trim(0) == [(other, 30)]
+        assert not await cache.drop(kept)
+        assert set(await listed(store)) == {kept}
+        cache.kept = frozenset()
+        assert await cache.trim(0) == [(kept, 60)]
+
+
+async def test_that_no_client_has_asked_for_it_outlives_a_restart_and_a_touch(tmp_path: Path) -> None:
+    one, other = Digest.of(b"1"), Digest.of(b"2")
+    async with open_index(tmp_path / "i") as index:
+        for digest in (one, other):
+            await index.put_blob(digest, 10, 1.0, ahead=True)
+        index.touch(one, 2.0)
+        await index.asked(other)
+        await index.put_blob(Digest.of(b"3"), 10, 1.0)
+    async with open_index(tmp_path / "i") as index:
+        assert index.ahead() == {one: 10}
+        entry = index.blob(one)
+        assert entry is not None
+        assert entry.last_use == 2.0
