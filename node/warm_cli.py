@@ -53,7 +53,7 @@ def prefetch(
         _say(node.ask("DELETE", f"/prefetch?image={quote(image)}"), "the prefetch of {image} ends", as_json)
         return
     begun = node.ask("POST", "/prefetch", {"image": image, "platforms": platforms})
-    _follow(node, begun, no_wait=no_wait, as_json=as_json)
+    _follow(node, begun, "prefetch --cancel", no_wait=no_wait, as_json=as_json)
 
 
 @click.command()
@@ -72,7 +72,7 @@ def pin(
     """
     node = _Node(config, data_dir)
     begun = node.ask("POST", "/pins", {"image": image, "platforms": platforms})
-    _follow(node, begun, no_wait=no_wait, as_json=as_json)
+    _follow(node, begun, "unpin", no_wait=no_wait, as_json=as_json)
 
 
 @click.command()
@@ -134,7 +134,7 @@ def gc(config: Path | None, data_dir: str | None, dry_run: bool, most: str | Non
         click.echo(json.dumps(answer))
         return
     for blob in answer["blobs"]:
-        click.echo(f"{blob['digest']}  {_size(blob['size'])}")
+        click.echo(f"{blob['digest'][:31]}  {_size(blob['size'])}")
     blobs = len(answer["blobs"])
     verb = "would go" if dry_run else "went"
     click.echo(
@@ -165,8 +165,8 @@ def _say(answer: dict[str, Any], text: str, as_json: bool) -> None:
     click.echo(json.dumps(answer) if as_json else text.format(**answer))
 
 
-def _follow(node: _Node, begun: dict[str, Any], *, no_wait: bool, as_json: bool) -> None:
-    """Show how far it is until it ends. Raises LocalError if it fails."""
+def _follow(node: _Node, begun: dict[str, Any], ender: str, *, no_wait: bool, as_json: bool) -> None:
+    """Show how far it is until it ends, which the command ``ender`` would make it. Raises LocalError if it fails."""
     from p2pregistry.errors import LocalError
 
     if no_wait:
@@ -183,14 +183,12 @@ def _follow(node: _Node, begun: dict[str, Any], *, no_wait: bool, as_json: bool)
                 now = node.ask("GET", f"/prefetch?number={begun['number']}")
     except KeyboardInterrupt:
         image = begun["image"]
-        click.echo(
-            f"\nThe node goes on fetching {image}; to end that: p2pregistry node prefetch --cancel {image}", err=True
-        )
+        click.echo(f"\nThe node goes on fetching {image}; to end that: p2pregistry node {ender} {image}", err=True)
         raise SystemExit(130) from None
     if now["state"] == "failed":
         raise LocalError(f"{now['image']}: {now['error']}")
     if now["state"] == "cancelled":
-        raise LocalError(f"the prefetch of {now['image']} was cancelled")
+        raise LocalError(f"{now['image']} is not wanted any more")
     if not as_json:
         click.echo(_result(now, time.monotonic() - started))
 

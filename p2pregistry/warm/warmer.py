@@ -131,9 +131,15 @@ class Warmer:
         return self.ask(repository, reference, pin.wanted, Depth.PIN)
 
     async def unpin(self, repository: str, reference: str) -> None:
-        """Let an image go when there is need. Raises NotFound, LocalError."""
+        """Let an image go when there is need, and fetch no more of it. Raises NotFound, LocalError."""
         await self.pins.drop(repository, reference)
-        self._known.pop((repository, reference), None)
+        name = repository, reference
+        for asked in self._asked.values():
+            if asked.job.name == name and asked.job.depth is Depth.PIN:
+                asked.scope.cancel()
+        self._known.pop(name, None)
+        self._manifests.forget(name)
+        self._blobs.forget(name)
 
     def status(self) -> dict[str, int]:
         """For the admin socket: images that wait."""
