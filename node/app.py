@@ -155,6 +155,8 @@ async def _live(settings: NodeSettings, join: str | None, ready: Ready, stop: tr
                 await met.wait()
                 await router.joined(within=JOIN)
             nursery.start_soon(remember_neighbours, node)
+            assert node.warmer is not None
+            nursery.start_soon(node.warmer.run)  # by now it has the tracker's keys, if it can
             ready({**node.urls, "pid": os.getpid(), "data_dir": str(data), "peer_id": node.peer_id})
             _log.info("ready", peer_id=node.peer_id, version=__version__, **node.urls)
             async with trio.open_nursery() as servers:
@@ -338,7 +340,6 @@ async def _assemble(
     nursery.start_soon(_confirm, resolver, visible)
     nursery.start_soon(_know_own_rights, node)
     node.warmer = make_warmer(settings, index, cache, resolver, flights)
-    nursery.start_soon(node.warmer.run)
     pull = _pull_api(node, resolver, cache)
     slots = Slots(settings.peer.max_uploads, settings.peer.queue)
     peers = PeerApi(

@@ -200,10 +200,7 @@ class Flight:
             with self._scope, self._service.shelf.pin(self.ref.digest):
                 async with self._service.shelf.room(self.ref.digest, self.ref.size, ahead=self.rank.low):
                     with self._service.finder.follow(self.ref, self):
-                        try:
-                            await self._fly()
-                        finally:
-                            self._landed = True
+                        await self._fly()
             if self._scope.cancelled_caught:
                 self._fail(Unreachable("the download was ended because nobody read it"))
         except RegistryError as err:
@@ -338,6 +335,12 @@ class Flight:
             raise BadContent("the pieces verify but the whole does not: the piece table is wrong")
 
     async def _clock(self) -> None:
+        try:
+            await self._tick()
+        finally:  # it lives as long as anything can be asked for
+            self._landed = True
+
+    async def _tick(self) -> None:
         assert self._plan is not None
         while True:
             now = trio.current_time()

@@ -39,6 +39,7 @@ class SmallFlight:
         self._other: Flight | None = None
         self._failure: RegistryError | None = None
         self._peers: list[Source] = []
+        self._scope = trio.CancelScope()
         self.done = False
         self.ended = trio.Event()
 
@@ -81,32 +82,39 @@ class SmallFlight:
         self.rank.ahead = True
 
     def end(self) -> None:
-        """It is never paused."""
+        """Give up one that nobody waits for; it is never paused."""
+        self._scope.cancel()
 
     async def run(self) -> None:
         """From nothing to a committed blob. Errors go to the readers, not to the service."""
-        service = self._service
         try:
-            async with service.shelf.room(self.ref.digest, self.ref.size, ahead=self.rank.low):
-                with service.finder.follow(self.ref, self):
-                    self._data = await self._fetch()
-                if self._data is None:
-                    self._other = self._full()
-                    self._ready.set()
-                    await self._other.run()
-                    return
-                self._ready.set()
-                with trio.CancelScope(shield=True):  # readers have it: it is worth keeping
-                    await service.store.put(self.ref.digest, self._data)
-                    await service.shelf.added(self.ref.digest, self.ref.size, ahead=self.rank.low)
-            service.finished(self.ref)
+            with self._scope:
+                await self._run()
+            if self._scope.cancelled_caught:
+                self._failure = Unreachable("the download was ended because nobody read it")
         except RegistryError as err:
             self._failure = err
-            service.note(err)
+            self._service.note(err)
         finally:
             self.done = True
             self._ready.set()
             self.ended.set()
+
+    async def _run(self) -> None:
+        service = self._service
+        async with service.shelf.room(self.ref.digest, self.ref.size, ahead=self.rank.low):
+            with service.finder.follow(self.ref, self):
+                self._data = await self._fetch()
+            if self._data is None:
+                self._other = self._full()
+                self._ready.set()
+                await self._other.run()
+                return
+            self._ready.set()
+            with trio.CancelScope(shield=True):  # readers have it: it is worth keeping
+                await service.store.put(self.ref.digest, self._data)
+                await service.shelf.added(self.ref.digest, self.ref.size, ahead=self.rank.low)
+        service.finished(self.ref)
 
     async def _fetch(self) -> bytes | None:
         """The bytes, verified; None where no source that is known gave them."""

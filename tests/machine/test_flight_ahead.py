@@ -244,3 +244,22 @@ async def test_small_ones_and_no_room(autojump_clock: MockClock) -> None:
         assert await pull(flights, PULLED_INFO) == PULLED  # a client's finds room
         await until(lambda: len(flights) == 0)
     assert where.added == [(SMALL_INFO.digest, True), (PULLED_INFO.digest, False)]
+
+
+async def test_a_small_one_that_is_let_go_ends_too(autojump_clock: MockClock) -> None:
+    where = world()
+    where.peers[SMALL_INFO.digest].faults.delay = 1000.0
+    async with flights_in(where) as flights:
+        small = flights.fetch_ahead(SMALL_INFO.ref)
+        await trio.sleep(0.1)
+        flights.release(small)
+        with trio.fail_after(0.1):
+            await small.ended.wait()
+        assert isinstance(small.failure, Unreachable)
+        where.peers[SMALL_INFO.digest].faults.delay = 0.0
+        assert await pull_small(flights) == SMALL
+
+
+async def pull_small(flights: Flights) -> bytes:
+    reading = await flights.join(SMALL_INFO.ref).open(0, len(SMALL))
+    return b"".join([part async for part in reading])
