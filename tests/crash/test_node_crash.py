@@ -73,7 +73,7 @@ class Watched:
 async def read(node: NodeProcess, data: bytes, got: bytearray) -> None:
     """Pull a blob until its end or the node's; every byte that comes is right."""
     async with await raw_client(node.url) as client:
-        await client.send(f"GET /v2/{REPO}/blobs/{Digest.of(data)} HTTP/1.1\r\nHost: x\r\n\r\n".encode())
+        await client.send(f"GET /v2/{REPO}/blobs/{Digest.of(data)} HTTP/1.1\r\nHost: localhost\r\n\r\n".encode())
         head = b""
         while b"\r\n\r\n" not in head:
             more = await client.receive()
