@@ -192,7 +192,8 @@ class ResetEvent:
 
 @dataclass(frozen=True, slots=True)
 class MarkEvent:
-    """Everything up to here has been sent. ``time``: unix seconds at which the tracker last saw that it was so."""
+    """Everything up to here has been sent. ``time``: unix seconds at which the tracker last saw that there was no more;
+    0: there may be more, which comes at once."""
 
     stamp: Stamp
     time: float

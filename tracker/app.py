@@ -51,12 +51,16 @@ from tracker.api import doors
 from tracker.blobs import Blobs
 from tracker.board import Pace
 from tracker.bulletin import Bulletin
+from tracker.catalog.changes import State
+from tracker.catalog.changes_postgres import PostgresChanges
 from tracker.catalog.garbage_postgres import PostgresGarbage
 from tracker.catalog.hooks_postgres import PostgresHooks
 from tracker.catalog.migrate import migrate as migrate_schema
 from tracker.catalog.postgres import PostgresCatalog
+from tracker.catalog.trail import By
 from tracker.db import Db
 from tracker.embedded import embedded_postgres
+from tracker.feed import Feed
 from tracker.front import by_path
 from tracker.hook_runner import HookRunner
 from tracker.identity.postgres import PostgresAccounts
@@ -65,6 +69,7 @@ from tracker.keyring import Keyring
 from tracker.named import Named
 from tracker.node_admin import Facts
 from tracker.node_parts import NodeParts
+from tracker.notices import Notices
 from tracker.peer_endpoints import TrackerPeerApi
 from tracker.probe import Probe
 from tracker.settings import TrackerSettings, read_secret
@@ -104,6 +109,13 @@ async def migrate(settings: TrackerSettings) -> list[str]:
     observe.configure_logging(settings.tracker.log_format == "json", settings.tracker.log_level)
     async with _database(settings, _data_dir(settings)) as (_, applied):
         return applied
+
+
+async def new_epoch(settings: TrackerSettings) -> State:
+    """Tell nodes that the database was restored from a backup. Raises SettingsError, LocalError."""
+    observe.configure_logging(settings.tracker.log_format == "json", settings.tracker.log_level)
+    async with _database(settings, _data_dir(settings)) as (db, _):
+        return await PostgresChanges(db).new_epoch(By("operator", "command line"))
 
 
 async def _live(settings: TrackerSettings, ready: Ready, stop: trio.Event) -> None:
@@ -167,6 +179,8 @@ def _assemble(
     named = Named(catalog)
     announces = _announces(settings, db, named)
     slots = Slots(settings.peer.max_uploads, settings.peer.queue)
+    signed = SignedRecords(lambda: keyring.signer)
+    feed = Feed(PostgresChanges(db), signed, listen=Notices(_direct(settings, db)).run, keep=settings.feed.keep)
 
     def node_facts() -> Facts:
         return known.facts(_peer_url(settings, listeners))
@@ -180,9 +194,10 @@ def _assemble(
                 Blobs(catalog, objects),
                 slots,
                 bulletin,
-                SignedRecords(lambda: keyring.signer),
+                signed,
                 named=named,
                 announces=announces,
+                feed=feed,
                 pulled=sweeper.pulls.count,
             ),
             bulletin,
@@ -204,6 +219,7 @@ def _assemble(
     }
     runner = _hook_runner(settings, hooks)
     tasks = [uploads.run, probe.run, announces.run, sweeper.run, runner.run, keeper.run, bulletin.run, accounts.run]
+    tasks.append(feed.run)
     if known.desk is not None:
         tasks.append(known.desk.run)
     return _Parts(handlers, tuple(tasks))
@@ -273,6 +289,14 @@ async def _database(settings: TrackerSettings, data: Path) -> AsyncIterator[tupl
         if applied:
             _log.info("the database has been migrated", files=applied)
         yield db, applied
+
+
+def _direct(settings: TrackerSettings, db: Db) -> str:
+    """Where to listen: LISTEN needs the server itself."""
+    chosen = settings.database
+    if chosen.direct_dsn_file is not None:
+        return read_secret(chosen.direct_dsn_file, "database.direct_dsn_file")
+    return chosen.direct_dsn or db.dsn
 
 
 def _credentials(settings: TrackerSettings) -> tuple[str, str] | None:

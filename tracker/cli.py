@@ -72,6 +72,23 @@ def migrate(config: Path | None, data_dir: str | None, database: str | None, set
     click.echo("the database is up to date", err=True)
 
 
+@tracker.command("new-epoch")
+@_config
+@_data_dir
+@_database
+@_sets
+def new_epoch(config: Path | None, data_dir: str | None, database: str | None, sets: tuple[str, ...]) -> None:
+    """Say that the database was restored from a backup, so that nodes read everything again; before the trackers are
+    started."""
+    settings = _settings(config, {"tracker.data_dir": data_dir, "database.dsn": database}, sets)
+    import trio
+
+    from tracker import app
+
+    state = trio.run(app.new_epoch, settings)
+    click.echo(f"epoch {state.epoch} begins after change {state.number}", err=True)
+
+
 for _group in (policies.quota, policies.immutable, policies.repo, policies.upload):
     tracker.add_command(_group)
 tracker.add_command(policies.status)

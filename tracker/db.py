@@ -135,6 +135,11 @@ class Db:
         connection was lost. Raises LocalError, also where it takes longer than ``statement_timeout``."""
         return await self._call(False, True, fn, args)
 
+    @property
+    def dsn(self) -> str:
+        """As it was given; it may hold a password."""
+        return self._dsn
+
     def figures(self) -> tuple[int, int]:
         """Connections in use now, and the most there may be."""
         return self._limiter.borrowed_tokens, self._size

@@ -22,18 +22,20 @@ from p2pregistry.content.car import write_table
 from p2pregistry.content.unixfs import PIECE_SIZE, piece_count
 from p2pregistry.digest import Digest
 from p2pregistry.errors import NotFound, RequestError
+from p2pregistry.feed_messages import MAX_CHANGES, MEDIA_TYPE, read_changes
 from p2pregistry.messages import MAX_ANNOUNCE, MAX_NAMES, read_announce, unpack
 from p2pregistry.observe import count_served
 from p2pregistry.oci.media import CAR, OCTET_STREAM
 from p2pregistry.oci.ranges import content_range
 from p2pregistry.oci.reference import check_name, check_tag, parse_reference
-from p2pregistry.serve.http import BlobSlice, Request, Response
+from p2pregistry.serve.http import BlobSlice, Request, Response, Stream
 from p2pregistry.serve.peer_api import Slots, manifest_answer, send_blob
 from p2pregistry.store.base import Blob
 from tracker.announces import Announces, MemoryAnnounces
 from tracker.blobs import Blobs
 from tracker.board import Pace
 from tracker.catalog.base import Catalog
+from tracker.feed import Feed
 from tracker.handout import Handout
 from tracker.named import Named
 from tracker.signed import SignedRecords, read_names
@@ -64,8 +66,9 @@ class Swarm:
 class TrackerPeerApi:
     """The handler of the tracker's peer listener. ``swarm`` is asked at each request: addresses may change.
 
-    ``named`` is this process's memory of what claims name; without ``announces`` they are kept in memory. ``pulled`` is
-    told of each manifest that a node resolves: repository, tag if it was asked for by one, digest, true.
+    ``named`` is this process's memory of what claims name; without ``announces`` they are kept in memory; without
+    ``feed`` nobody is told of changes. ``pulled`` is told of each manifest that a node resolves: repository, tag if it
+    was asked for by one, digest, true.
     """
 
     def __init__(
@@ -78,6 +81,7 @@ class TrackerPeerApi:
         *,
         named: Named | None = None,
         announces: Announces | None = None,
+        feed: Feed | None = None,
         pulled: Callable[[str, str | None, Digest, bool], None] = lambda _repository, _tag, _digest, _whole: None,
     ) -> None:
         self._catalog = catalog
@@ -85,6 +89,7 @@ class TrackerPeerApi:
         self._slots = slots
         self._swarm = swarm
         self._signed = signed
+        self._feed = feed
         self._named = Named(catalog) if named is None else named
         randrange = random.Random().randrange  # noqa: S311 - chance, not secrets
         self._announces = announces or MemoryAnnounces(self._named, pace=Pace(), randrange=randrange)
@@ -106,6 +111,9 @@ class TrackerPeerApi:
             case ["repositories"]:
                 _check_method(request, "POST")
                 return await self._records(request)
+            case ["changes"]:
+                _check_method(request, "POST")
+                return await self._changes(request)
         _check_method(request, "GET", "HEAD")
         # from the right: a repository may have any depth and parts of any name
         match parts:
@@ -200,7 +208,7 @@ class TrackerPeerApi:
         record = found.manifest
         tag = parsed if isinstance(parsed, str) else None
         self._pulled(repository, tag, record.digest, True)
-        document = {
+        document: dict[str, object] = {
             "digest": str(record.digest),
             "media_type": record.media_type,
             "manifest": base64.b64encode(record.body).decode("ascii"),
@@ -209,6 +217,7 @@ class TrackerPeerApi:
         }
         if tag is not None and found.tag is not None:
             document["tag"] = self._signed.tag(repository, tag, record.digest, found.tag)
+            document["as_of"] = {"epoch": found.as_of.epoch, "number": found.as_of.number}
         return _json(msgspec.json.encode(document))
 
     async def _tags(self, request: Request, repository: str) -> Response:
@@ -238,6 +247,15 @@ class TrackerPeerApi:
         may = request.caller.may_pull
         records = [self._signed.repository(name, at) for name, at in standings.items() if may(name, at.private)]
         return _json(msgspec.json.encode({"records": records}))
+
+    async def _changes(self, request: Request) -> Response:
+        """What has changed since the caller's cursor, and what changes, for as long as both like."""
+        asked = read_changes(await request.body.read(MAX_CHANGES))
+        if self._feed is None:
+            raise NotFound("NAME_UNKNOWN", "this tracker does not tell of changes")
+        stream = self._feed.stream(asked, request.caller, request.recheck)
+        headers = [("Content-Type", MEDIA_TYPE), ("Cache-Control", "no-store")]
+        return Response(200, headers, Stream(stream, None, endless=True))
 
     async def _record(self, request: Request, repository: str) -> str | None:
         """The record of one repository, None if it does not exist for the caller."""

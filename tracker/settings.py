@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ipaddress
 import re
 from pathlib import Path
 from typing import Annotated, Literal
@@ -14,6 +13,7 @@ from p2pregistry.errors import SettingsError
 from p2pregistry.globs import check_glob
 from p2pregistry.messages import ZONE
 from p2pregistry.settings import Port, Positive, Seconds, Section, Setting, Settings, Size
+from tracker.addresses import check_networks, is_loopback
 
 MIB = 1024 * 1024
 _SERVICE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:-]{0,99}")
@@ -168,6 +168,20 @@ class Announces(Section, frozen=True):
     max_nodes: Annotated[Positive, Setting("Nodes that are remembered at once; others are turned away.")] = 50_000
 
 
+class Feed(Section, frozen=True):
+    keep: Annotated[
+        Seconds,
+        Setting(
+            "How long it is kept that something is gone; a node that was away for longer reads everything again.",
+            unit="seconds",
+        ),
+    ] = 30 * 86400.0
+    history: Annotated[
+        Seconds | None,
+        Setting("How long it is kept where tags pointed; unset: for ever.", unit="seconds", example="31536000"),
+    ] = None
+
+
 class Libp2p(Section, frozen=True):
     host: Annotated[str, Setting("Address libp2p listens on.")] = "127.0.0.1"
     port: Annotated[Port, Setting("TCP port of libp2p; 0 takes any free one.")] = 5052
@@ -193,6 +207,17 @@ class Database(Section, frozen=True):
         Setting(
             "A file whose first line is the dsn, so that its password stands nowhere else.", example="/run/secrets/dsn"
         ),
+    ] = None
+    direct_dsn: Annotated[
+        str | None,
+        Setting(
+            "The same server without the pooler that dsn may name, to hear of changes at once; unset: dsn.",
+            example="host=db dbname=p2pregistry",
+            secret=True,
+        ),
+    ] = None
+    direct_dsn_file: Annotated[
+        str | None, Setting("A file whose first line is the direct_dsn.", example="/run/secrets/direct-dsn")
     ] = None
     pool: Annotated[Positive, Setting("The most connections to Postgres.")] = 8
     statement_timeout: Annotated[Seconds, Setting("How long one SQL statement may take.", unit="seconds")] = 15.0
@@ -374,6 +399,7 @@ class TrackerSettings(Settings, frozen=True):
     nodes: Nodes = msgspec.field(default_factory=Nodes)
     oidc: Oidc = msgspec.field(default_factory=Oidc)
     announces: Announces = msgspec.field(default_factory=Announces)
+    feed: Feed = msgspec.field(default_factory=Feed)
     libp2p: Libp2p = msgspec.field(default_factory=Libp2p)
     metrics: Metrics = msgspec.field(default_factory=Metrics)
     database: Database = msgspec.field(default_factory=Database)
@@ -397,7 +423,7 @@ class TrackerSettings(Settings, frozen=True):
         if self.tls.cert_file is None:
             plain += [("registry.host", host) for host in self.registry.host]
         for path, host in plain:
-            if not self.tracker.insecure and not _loopback(host):
+            if not self.tracker.insecure and not is_loopback(host):
                 raise SettingsError(
                     f"$.{path}: {host} is reachable from other machines and the tracker speaks plain HTTP there;"
                     " set tls.cert_file (registry.host), unset peer.plain (peer.host), put a TLS proxy in front, or set"
@@ -409,12 +435,16 @@ class TrackerSettings(Settings, frozen=True):
             raise SettingsError("$.tracker.public_url: must begin with http:// or https://")
         if self.database.dsn is not None and self.database.dsn_file is not None:
             raise SettingsError("$.database.dsn_file: database.dsn is set too; give one of them")
+        if self.database.direct_dsn is not None and self.database.direct_dsn_file is not None:
+            raise SettingsError("$.database.direct_dsn_file: database.direct_dsn is set too; give one of them")
+        if self.feed.keep < 86400:
+            raise SettingsError("$.feed.keep: nodes that were away for less than a day would read everything again")
         if self.keys.wrapping_key is not None and self.keys.wrapping_key_file is not None:
             raise SettingsError("$.keys.wrapping_key_file: keys.wrapping_key is set too; give one of them")
         if self.collection.grace < 300:
             raise SettingsError("$.collection.grace: less than 300 seconds would remove what clients are still pushing")
-        _check_networks("webhooks.allow_networks", self.webhooks.allow_networks)
-        _check_networks("tracker.trusted_proxies", self.tracker.trusted_proxies)
+        check_networks("webhooks.allow_networks", self.webhooks.allow_networks)
+        check_networks("tracker.trusted_proxies", self.tracker.trusted_proxies)
         if self.nodes.credential_lifetime < 60:
             raise SettingsError("$.nodes.credential_lifetime: less than a minute is no time to renew a credential in")
         url = self.peer.public_url
@@ -460,14 +490,6 @@ def _check_oidc(oidc: Oidc) -> None:
             raise SettingsError(f"$.oidc.labels[{index}]: a label is name=value, such as zone=a")
 
 
-def _check_networks(path: str, texts: Texts) -> None:
-    for index, text in enumerate(texts):
-        try:
-            ipaddress.ip_network(text)
-        except ValueError as err:
-            raise SettingsError(f"$.{path}[{index}]: {text} is no network") from err
-
-
 def read_secret(path: str, setting: str) -> str:
     """The first line of a secret's file. Raises SettingsError that names ``setting``, never the content."""
     try:
@@ -477,12 +499,3 @@ def read_secret(path: str, setting: str) -> str:
     if not line:
         raise SettingsError(f"$.{setting}: {path} is empty")
     return line
-
-
-def _loopback(host: str) -> bool:
-    if host == "localhost":
-        return True
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False  # a name may resolve to anything

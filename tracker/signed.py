@@ -40,8 +40,8 @@ class SignedRecords:
         claim = RepositoryClaim(name, standing.private, standing.stamp, int(self._now()))
         return self._again(key, lambda signer: sign_repository(signer, claim))
 
-    def tag(self, repository: str, tag: str, digest: Digest, stamp: Stamp) -> str:
-        """The record of a tag."""
+    def tag(self, repository: str, tag: str, digest: Digest | None, stamp: Stamp) -> str:
+        """The record of a tag; ``digest`` None: that it points nowhere any more."""
         key = (repository, tag, digest, stamp)
         claim = TagClaim(repository, tag, digest, stamp, int(self._now()))
         return self._again(key, lambda signer: sign_tag(signer, claim))

@@ -6,6 +6,7 @@ those that the program names (enrolment). On a network that the operator trusts 
 
 from __future__ import annotations
 
+import functools
 import secrets
 from collections.abc import AsyncIterator, Callable, Collection
 from typing import Final
@@ -83,8 +84,9 @@ class Gate:
             return Response(200, [_JSON, _NO_STORE], encode_granted(granted))
         token = token_of(request.header("authorization"))
         caller = None if token is None else await self._desk.caller(token)
-        if caller is not None:
+        if token is not None and caller is not None:
             self._per_peer.admit(caller.peer_id)
+            request.recheck = functools.partial(self._desk.caller, token)
         else:
             self._per_address.admit(network_of(request.client))
             if request.path not in self._open_paths:

@@ -45,6 +45,8 @@ class Request:
     id: str = ""  # to find it by in logs and in the audit log
     account: str = ""  # whose credentials it has, once that is known
     caller: Caller = ANYONE  # which node it is of, on a peer listener (serve/gate)
+    # who that is by now, for answers that take long; None inside: nobody any more. Unset: it cannot change
+    recheck: Callable[[], Awaitable[Caller | None]] | None = None
     path: str = field(init=False)
     query: tuple[tuple[str, str], ...] = field(init=False)
 

@@ -120,6 +120,11 @@ class Image:
         return cls((config, *layers), json.dumps(document).encode())
 
     @property
+    def digest(self) -> Digest:
+        """Of the manifest."""
+        return Digest.of(self.manifest)
+
+    @property
     def size(self) -> int:
         """Bytes that a push sends."""
         return sum(map(len, self.blobs)) + len(self.manifest)

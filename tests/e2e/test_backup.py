@@ -7,6 +7,7 @@ import random
 import re
 import shutil
 import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -32,7 +33,7 @@ def commands(title: str) -> list[str]:
 
 def run(command: str, **variables: str) -> None:
     server = trio.run(find, os.environ)
-    path = f"{server.bin}:{os.environ['PATH']}"
+    path = f"{server.bin}:{Path(sys.executable).parent}:{os.environ['PATH']}"
     # what a machine says of some other service in variables is not for the bucket of the test
     ours = {key: value for key, value in os.environ.items() if not key.startswith(("AWS_", "RCLONE_"))}
     done = subprocess.run(

@@ -36,11 +36,13 @@ class Standing:
 
 @dataclass(frozen=True, slots=True)
 class Resolved:
-    """A manifest of a repository; ``tag``: the change with which the tag it was asked for by came to point there."""
+    """A manifest of a repository; ``tag``: the change with which the tag it was asked for by came to point there;
+    ``as_of``: the last change that there was when it was read, so that every later one is news."""
 
     manifest: ManifestRecord
     standing: Standing
     tag: Stamp | None
+    as_of: Stamp
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 
@@ -25,6 +24,7 @@ from tracker.catalog.base import (
     no_repository,
     still_referred_to,
 )
+from tracker.catalog.changes_memory import MemoryChanges
 from tracker.catalog.keys import digest_key
 from tracker.catalog.policies import QuotaExceeded, check_room, namespace_of, never_moves
 from tracker.catalog.policies_memory import MemoryPolicies
@@ -54,14 +54,10 @@ class StoredManifest:
     used: float = 0.0
 
 
-#: Gives the numbers of changes, in the order in which they happen.
-next_change = itertools.count(1).__next__
-
-
 @dataclass(slots=True)
 class Repository:
     """``blobs``: when each was last touched, by trio's clock; ``pushed``: when each tag was;
-    ``untagged``: when a tag left a manifest; ``number`` and ``numbers``: the last changes of it and of its tags."""
+    ``untagged``: when a tag left a manifest."""
 
     private: bool = True
     blobs: dict[Digest, float] = field(default_factory=dict)
@@ -69,12 +65,6 @@ class Repository:
     tags: dict[str, Digest] = field(default_factory=dict)
     pushed: dict[str, float] = field(default_factory=dict)
     untagged: dict[Digest, float] = field(default_factory=dict)
-    number: int = field(default_factory=next_change)
-    numbers: dict[str, int] = field(default_factory=dict)
-
-    @property
-    def standing(self) -> Standing:
-        return Standing(self.private, Stamp(1, self.number))
 
 
 class MemoryCatalog:
@@ -92,6 +82,7 @@ class MemoryCatalog:
         self.condemned: dict[str, int] = {}
         self.sessions = MemorySessions(self._condemn)
         self.policies = MemoryPolicies(self)
+        self.changes = MemoryChanges(self.content)
         self._claims = 0
         #: who did what, where: the actions of the audit log
         self.written: list[tuple[By, str, str]] = []
@@ -112,8 +103,14 @@ class MemoryCatalog:
             await self.policies.exceeded(repository, err, by)
             raise
 
+    def _made(self, repository: str, found: Repository) -> None:
+        if repository not in self.content:
+            self.content[repository] = found
+            self.changes.note("repository", repository)
+
     def _link(self, repository: str, digest: Digest, by: By, action: str) -> None:
-        blobs = self.content.setdefault(repository, Repository(private=self._private)).blobs
+        self._made(repository, Repository(private=self._private))
+        blobs = self.content[repository].blobs
         if digest not in blobs:
             self.written.append((by, action, repository))
         blobs[digest] = trio.current_time()
@@ -221,15 +218,16 @@ class MemoryCatalog:
         media_type = manifest.media_type if before is None else before.record.media_type
         record = ManifestRecord(manifest.digest, media_type, manifest.body, claim)
         self._claims += 1
-        self.content[repository] = found
+        self._made(repository, found)
         found.manifests[manifest.digest] = StoredManifest(
             record, frozenset(blobs), self._claims, manifest, trio.current_time()
         )
         left = {found.tags[tag] for tag in tags if tag in found.tags} - {manifest.digest}
         found.untagged.update(dict.fromkeys(left, trio.current_time()))
         moved = [tag for tag in tags if found.tags.get(tag) != manifest.digest]
-        found.numbers.update((tag, next_change()) for tag in dict.fromkeys(moved))
         found.tags.update(dict.fromkeys(tags, manifest.digest))
+        for tag in dict.fromkeys(moved):
+            self.changes.note("tag", repository, tag)
         found.pushed.update(dict.fromkeys(tags, trio.current_time()))
         self.written.append((by, "manifest.push", repository))
         return record
@@ -257,20 +255,26 @@ class MemoryCatalog:
         record = await self.manifest(repository, reference)
         if record is None:
             return None
-        found = self.content[repository]
-        tag = None if isinstance(reference, Digest) else Stamp(1, max(found.number, found.numbers[reference]))
-        return Resolved(record, found.standing, tag)
+        standing, now = self._standing(repository), self.changes.now.stamp
+        if isinstance(reference, Digest):
+            return Resolved(record, standing, None, now)
+        number = self.changes.number("tag", repository, reference)
+        return Resolved(record, standing, max(standing.stamp, Stamp(now.epoch, number)), now)
+
+    def _standing(self, repository: str) -> Standing:
+        number = self.changes.number("repository", repository)
+        return Standing(self.content[repository].private, Stamp(self.changes.now.epoch, number))
 
     async def standings(self, repositories: Sequence[str]) -> dict[str, Standing]:
         await trio.lowlevel.checkpoint()
-        return {name: self.content[name].standing for name in repositories if name in self.content}
+        return {name: self._standing(name) for name in repositories if name in self.content}
 
     async def manifest_anywhere(self, digest: Digest, may: Callable[[str, bool], bool]) -> list[Placed]:
         await trio.lowlevel.checkpoint()
         places = [(name, found) for name, found in self.content.items() if digest in found.manifests]
         places.sort(key=lambda place: -place[1].manifests[digest].number)
         return [
-            Placed(name, found.standing, found.manifests[digest].record)
+            Placed(name, self._standing(name), found.manifests[digest].record)
             for name, found in places
             if may(name, found.private)
         ][:20]
@@ -309,7 +313,8 @@ class MemoryCatalog:
         if found is None:
             raise no_repository(repository)
         if found.private != private:
-            found.private, found.number = private, next_change()
+            found.private = private
+            self.changes.note("repository", repository, was_public=private)
             self.written.append((by, "repository.visibility", repository))
 
     async def referrers(
@@ -349,6 +354,7 @@ class MemoryCatalog:
             return False
         self._refuse_immutable(repository, [tag])
         found.untagged[found.tags.pop(tag)] = trio.current_time()
+        self.changes.note("tag", repository, tag)
         self.written.append((by, "tag.delete", repository))
         return True
 
@@ -357,9 +363,12 @@ class MemoryCatalog:
         found = self.content.get(repository)
         if found is None or digest not in found.manifests:
             return False
-        self._refuse_immutable(repository, [tag for tag, target in found.tags.items() if target == digest])
+        tags = [tag for tag, target in found.tags.items() if target == digest]
+        self._refuse_immutable(repository, tags)
         del found.manifests[digest]
-        found.tags = {tag: target for tag, target in found.tags.items() if target != digest}
+        for tag in tags:
+            del found.tags[tag]
+            self.changes.note("tag", repository, tag)
         self.written.append((by, "manifest.delete", repository))
         return True
 
@@ -381,6 +390,7 @@ class MemoryCatalog:
             return False
         self._refuse_immutable(repository, list(found.tags))
         del self.content[repository]
+        self.changes.note("repository", repository, gone=True, was_public=not found.private)
         self.written.append((by, "repository.delete", repository))
         return True
 
@@ -395,7 +405,8 @@ class MemoryCatalog:
         for repository in self.names_in(name):
             after = to + repository[len(name) :]
             found = self.content[after] = self.content.pop(repository)
-            found.number = next_change()
+            self.changes.note("repository", repository, gone=True, was_public=not found.private)
+            self.changes.note("repository", after)
             for digest, stored in found.manifests.items():
                 blobs = [self.blobs[one].metainfo.ref for one in sorted(stored.blobs, key=str)]
                 claim = stored.record.claim if resign is None else resign(after, digest, blobs)

@@ -25,14 +25,14 @@ coalesce((select number from changes c where c.kind = 'repository' and c.reposit
 _BY_TAG: Final = f"""
 select m.digest, rm.media_type, m.body, rm.claim,
     coalesce((select number from changes c where c.kind = 'tag' and c.repository = r.name and c.name = t.name), 0),
-    {_STANDING}
+    (select number from change_state), {_STANDING}
 from repositories r join tags t on t.repository_id = r.id
 join repository_manifests rm on rm.repository_id = r.id and rm.manifest_id = t.manifest_id
 join manifests m on m.id = rm.manifest_id
 where r.name = %s and t.name = %s
 """  # noqa: S608 - constants
 _BY_DIGEST: Final = f"""
-select m.digest, rm.media_type, m.body, rm.claim, null, {_STANDING}
+select m.digest, rm.media_type, m.body, rm.claim, null, (select number from change_state), {_STANDING}
 from repositories r join manifests m on m.digest = %s
 join repository_manifests rm on rm.repository_id = r.id and rm.manifest_id = m.id
 where r.name = %s
@@ -69,9 +69,11 @@ def resolve(connection: Connection, repository: str, reference: str | Digest) ->
         row = connection.execute(_BY_TAG.encode(), (repository, reference)).fetchone()
     if row is None:
         return None
-    standing = _standing(row[5:])
-    tag = None if row[4] is None else max(standing.stamp, Stamp(standing.stamp.epoch, row[4]))
-    return Resolved(ManifestRecord(key_digest(row[0]), row[1], row[2], row[3]), standing, tag)
+    standing = _standing(row[6:])
+    epoch = standing.stamp.epoch
+    tag = None if row[4] is None else max(standing.stamp, Stamp(epoch, row[4]))
+    record = ManifestRecord(key_digest(row[0]), row[1], row[2], row[3])
+    return Resolved(record, standing, tag, Stamp(epoch, row[5]))
 
 
 def standings(connection: Connection, repositories: Sequence[str]) -> dict[str, Standing]:
