@@ -14,6 +14,7 @@ import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -54,13 +55,14 @@ from tracker.bulletin import Bulletin
 from tracker.catalog.changes import State
 from tracker.catalog.changes_postgres import PostgresChanges
 from tracker.catalog.garbage_postgres import PostgresGarbage
+from tracker.catalog.history import TagHistory
 from tracker.catalog.hooks_postgres import PostgresHooks
 from tracker.catalog.migrate import migrate as migrate_schema
 from tracker.catalog.postgres import PostgresCatalog
 from tracker.catalog.trail import By
 from tracker.db import Db
 from tracker.embedded import embedded_postgres
-from tracker.feed import Feed
+from tracker.feed import Feed, prune_daily
 from tracker.front import by_path
 from tracker.hook_runner import HookRunner
 from tracker.identity.postgres import PostgresAccounts
@@ -180,6 +182,7 @@ def _assemble(
     announces = _announces(settings, db, named)
     slots = Slots(settings.peer.max_uploads, settings.peer.queue)
     signed = SignedRecords(lambda: keyring.signer)
+    history = TagHistory(db)
     feed = Feed(PostgresChanges(db), signed, listen=Notices(_direct(settings, db)).run, keep=settings.feed.keep)
 
     def node_facts() -> Facts:
@@ -210,7 +213,7 @@ def _assemble(
                 hook_admin.routes(hooks),
                 garbage_admin.routes(sweeper, garbage),
                 policy_admin.routes(catalog.policies),
-                repo_admin.routes(catalog, uploads),
+                repo_admin.routes(catalog, uploads, history),
                 key_admin.routes(keeper),
                 node_admin.routes(known.nodes, node_facts),
                 identity_admin.routes(accounts, url),
@@ -220,6 +223,8 @@ def _assemble(
     runner = _hook_runner(settings, hooks)
     tasks = [uploads.run, probe.run, announces.run, sweeper.run, runner.run, keeper.run, bulletin.run, accounts.run]
     tasks.append(feed.run)
+    if settings.feed.history is not None:
+        tasks.append(partial(prune_daily, partial(history.prune, settings.feed.history)))
     if known.desk is not None:
         tasks.append(known.desk.run)
     return _Parts(handlers, tuple(tasks))

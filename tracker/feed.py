@@ -16,6 +16,7 @@ import time
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import aclosing
 from dataclasses import replace
+from functools import partial
 from typing import Final
 
 import trio
@@ -38,7 +39,7 @@ _RETRY: Final = 0.5
 BACKLOG: Final = 4 << 20
 #: Tags of a repository that came into sight that are handed out; of a larger one each stream reads for itself.
 MOST_TAGS: Final = 1000
-#: Seconds between two rounds that remove tombstones.
+#: Seconds between two rounds that remove what is old.
 PRUNE: Final = 86_400.0
 
 #: Who asks, as of now; None: nobody any more. Raises LocalError.
@@ -195,7 +196,7 @@ class Feed:
             if self._listen is not None:
                 nursery.start_soon(self._listen, self.changed)
             if self._keep != math.inf:
-                nursery.start_soon(self._prune)
+                nursery.start_soon(prune_daily, partial(self._changes.prune, self._keep))
             await self._read()
 
     async def _read(self) -> None:
@@ -313,15 +314,6 @@ class Feed:
                     one.end()
         return touched
 
-    async def _prune(self) -> None:
-        while True:
-            try:
-                while await self._changes.prune(self._keep):
-                    await trio.lowlevel.checkpoint()
-            except LocalError as err:
-                _log.warning("old changes could not be removed", error=err.message)
-            await trio.sleep(PRUNE)
-
     # --------------------------------------------------------------------------------------------------------- streams
 
     def stream(
@@ -393,6 +385,17 @@ class Feed:
                 yield self._mark(one)
             else:
                 await one.wait(marked + HEARTBEAT)
+
+
+async def prune_daily(prune: Callable[[], Awaitable[int]]) -> None:
+    """Remove what is old, some at a time, as long as ``prune`` says that it did; for ever."""
+    while True:
+        try:
+            while await prune():
+                await trio.lowlevel.checkpoint()
+        except LocalError as err:
+            _log.warning("what is old could not be removed", error=err.message)
+        await trio.sleep(PRUNE)
 
 
 def _in_sight(change: Change) -> bool:

@@ -59,6 +59,26 @@ def test_quotas_and_immutable_tags_hold_for_clients(tmp_path: Path) -> None:
         assert command(process, "immutable", "list")["immutable"] == []
 
 
+def test_a_tag_is_put_back_by_hand(tmp_path: Path) -> None:
+    with tracker(tmp_path / "tracker") as process:
+        client = Client(process)
+        client.push("acme/api", "prod", IMAGE)
+        client.push("acme/api", "prod", OTHER)
+        assert command(process, "repo", "rollback", "acme/api", "prod")["digest"] == str(IMAGE.digest)
+        assert client.tag_there("acme/api", "prod", IMAGE)
+        moved = command(process, "repo", "move", "acme/api", "prod", str(OTHER.digest))
+        assert moved == {"digest": str(OTHER.digest), "before": str(IMAGE.digest)}
+        history = command(process, "repo", "history", "acme/api", "prod")["history"]
+        kinds = [(line["digest"], line["actor"].partition(":")[0]) for line in history]
+        first, second = str(IMAGE.digest), str(OTHER.digest)
+        assert kinds == [(second, "operator"), (first, "operator"), (second, "pusher"), (first, "pusher")]
+        assert "pusher" in typed(process, "repo", "history", "acme/api", "prod").stdout
+        assert client.request("DELETE", f"/v2/acme/api/manifests/{IMAGE.digest}")[0] == 202
+        refused = typed(process, "repo", "rollback", "acme/api", "prod")
+        assert refused.returncode != 0
+        assert "collected" in refused.stderr
+
+
 def test_what_is_there_can_be_looked_at_and_uploads_cancelled(tmp_path: Path) -> None:
     with tracker(tmp_path / "tracker") as process:
         client = Client(process)

@@ -109,6 +109,39 @@ def delete_tag(console: Console, repository: str, tag: str) -> None:
     console.show(console.ask("DELETE", "/tags", repository=repository, tag=tag), lambda: ["deleted"])
 
 
+@repo.command("history")
+@click.argument("repository")
+@click.argument("tag")
+@click.option("-n", "limit", type=click.IntRange(1, 10_000), default=100, help="How many lines, the newest ones.")
+@with_tracker
+def tag_history(console: Console, repository: str, tag: str, limit: int) -> None:
+    """Where TAG of REPOSITORY has pointed since when, and who moved it; newest first."""
+    answer = console.ask("GET", "/tag-history", repository=repository, tag=tag, n=limit)
+    rows = [(one["at"], one["digest"] or "deleted", one["here"], one["actor"] or None) for one in answer["history"]]
+    console.show(answer, lambda: table(rows, ("since", "digest", "still here", "by")))
+
+
+@repo.command()
+@click.argument("repository")
+@click.argument("tag")
+@click.argument("digest")
+@with_tracker
+def move(console: Console, repository: str, tag: str, digest: str) -> None:
+    """Let TAG of REPOSITORY point at DIGEST, a manifest that it has; the tag may be new."""
+    answer = console.ask("PUT", "/tags", {"repository": repository, "tag": tag, "digest": digest})
+    console.show(answer, lambda: [f"from {answer['before'] or 'nowhere'} to {answer['digest']}"])
+
+
+@repo.command()
+@click.argument("repository")
+@click.argument("tag")
+@with_tracker
+def rollback(console: Console, repository: str, tag: str) -> None:
+    """Let TAG of REPOSITORY point where it pointed before, also if it was deleted; see "history"."""
+    answer = console.ask("PUT", "/tags", {"repository": repository, "tag": tag})
+    console.show(answer, lambda: [f"to {answer['digest']}"])
+
+
 @repo.command()
 @click.argument("repository")
 @with_tracker
