@@ -22,7 +22,10 @@ class ClientGone(Exception):
 
 
 class Incoming(Protocol):
-    """What a body needs of its connection."""
+    """What a body needs of its connection. ``owed_since``: since when the client owes something small, on trio's clock;
+    infinite: it does not."""
+
+    owed_since: float
 
     async def receive(self, most: int) -> bytes: ...
     async def send(self, data: bytes) -> int: ...
@@ -99,14 +102,18 @@ class IncomingBody:
         size = 0
         if self._too_long <= limit:  # else do not invite the client to send it
             # what is read as a whole is small: a client that lets it drip must not hold a handler for hours
-            with trio.move_on_after(self._stall_time) as patience:
-                async for piece in self:
-                    size += len(piece)
-                    if size > limit:
-                        break
-                    parts.append(piece)
-                else:
-                    return b"".join(parts)
+            self._incoming.owed_since = trio.current_time()
+            try:
+                with trio.move_on_after(self._stall_time) as patience:
+                    async for piece in self:
+                        size += len(piece)
+                        if size > limit:
+                            break
+                        parts.append(piece)
+                    else:
+                        return b"".join(parts)
+            finally:
+                self._incoming.owed_since = math.inf
             if patience.cancelled_caught:
                 raise self._break(f"the body was not whole within {self._stall_time:g} seconds", 408)
         raise RequestError("SIZE_INVALID", f"the body is longer than {limit} bytes", status=413)

@@ -54,6 +54,7 @@ class Limits:
     head_size: int = 64 << 10
     drain: int = 1 << 20  # of a body nobody read, to keep the connection
     connections: int = 1000
+    slow_after: float = 4.0  # a client that is waited for so long makes room for others where there is none
     watch_after: float = 1.0  # a handler that takes longer is stopped when its client is gone
     #: What the kernel takes of an answer before it is on its way; None: as much as it likes, which is megabytes.
     unsent: int | None = None
@@ -87,6 +88,7 @@ class Connection:
         self.idle = False
         self.endless = False  # what is being sent ends only when one side has had enough
         self.answering_since = math.inf
+        self.owed_since = math.inf  # since when it waits for its client to send something small, or to take something
         self.scheme = "https" if raw.secure else "http"
         self._raw = raw
         self._client = client
@@ -194,15 +196,17 @@ class Connection:
                     head, self._fields = plain
                     self._buffer = data[end + 4 :]
                     self._body = NO_BODY
-                    self.deadline = math.inf
+                    self.deadline = self.owed_since = math.inf
                     return head
             if not wire.plausible_start(data):
                 return await self._refused(400, "this is not HTTP/1.1; TLS is not spoken on this port")
             if wire.END_OF_HEAD.search(data, 0, limits.head_size) is not None:
-                self.deadline = math.inf
+                self.deadline = self.owed_since = math.inf
                 return await self._full_head()
             if len(data) >= limits.head_size:
                 return await self._refused(431, f"the head of the request is longer than {limits.head_size} bytes")
+            if self.owed_since == math.inf:
+                self.owed_since = trio.current_time()
             more = await self.receive(_HEAD_READ)
             if not more:
                 return None
@@ -290,9 +294,10 @@ class Connection:
         return sent
 
     async def _writable(self) -> None:
-        self.deadline = trio.current_time() + self._limits.stall_time
+        self.owed_since = trio.current_time()
+        self.deadline = self.owed_since + self._limits.stall_time
         await trio.lowlevel.wait_writable(self._raw.fileno())
-        self.deadline = math.inf
+        self.deadline = self.owed_since = math.inf
 
     async def _send_slice(self, part: BlobSlice, lines: bytes) -> None:
         out = 0

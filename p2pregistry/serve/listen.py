@@ -284,11 +284,17 @@ class _Server:
                 self._metrics.closed()
 
     async def _make_room(self) -> None:
-        """End the connection that has been idle longest; where none is, wait for one to end."""
+        """End the connection that has been idle longest; where none is, the one whose client keeps us waiting longest;
+        else wait for one to end. So who is slow on purpose, on however many, keeps nobody else out."""
         idle = [connection for connection in self._connections if connection.idle]
+        late = trio.current_time() - self._limits.slow_after
+        slow = [connection for connection in self._connections if connection.owed_since <= late]
         if idle:
             min(idle, key=lambda connection: connection.deadline).scope.cancel()
-        await self._connection_ends()
+        elif slow:
+            min(slow, key=lambda connection: connection.owed_since).scope.cancel()
+        with trio.move_on_after(self._limits.slow_after / 4):  # others become slow meanwhile
+            await self._connection_ends()
 
     async def _connection_ends(self) -> None:
         self._changed = trio.Event()

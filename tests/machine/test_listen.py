@@ -651,6 +651,28 @@ async def test_the_bound_on_connections_ends_idle_ones() -> None:
             assert (await b.response()).status == 200
 
 
+@pytest.mark.parametrize(
+    "beginning", [b"GET / HTTP/1.1\r\nX: ", b"PUT / HTTP/1.1\r\nHost: x\r\nContent-Length: 9\r\n\r\nx", b"GET /much"]
+)
+async def test_the_bound_on_connections_ends_slow_ones(beginning: bytes) -> None:
+    async def handler(req: Request) -> Response:
+        return Response(200, [], b"x" * (64 << 20)) if req.path == "/much" else await echo(req)
+
+    if beginning == b"GET /much":
+        beginning += b" HTTP/1.1\r\nHost: x\r\n\r\n"
+    limits = Limits(connections=2, slow_after=0.2)
+    async with (
+        running(handler, limits=limits) as url,
+        await raw_client(url) as a,
+        await raw_client(url) as b,
+    ):
+        for client in (a, b):
+            await client.send(beginning)
+        async with await raw_client(url) as c:
+            await c.send(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n")
+            assert (await c.response()).status == 200
+
+
 async def test_both_families_get_the_same_free_port() -> None:
     listeners = await open_listeners([("127.0.0.1", 0), ("::1", 0)])
     assert len({listener.socket.getsockname()[1] for listener in listeners}) == 1
