@@ -106,8 +106,9 @@ class Authentication:
     async def login(self, name: str, secret: str, address: str) -> Identity:
         """Whose name and password, or token, these are. Raises WrongCredentials, RequestError (TOOMANYREQUESTS) or
         LocalError."""
-        # nobody guesses 256 random bits: a token is not counted, and does not wait for those who guess passwords
-        if kind_of(secret) is not None:
+        # nobody guesses 256 random bits: a token is not counted, and does not wait for those who guess passwords; but
+        # what is looked at as a password, of whatever form, is
+        if kind_of(secret) in ("pat", "robot"):
             identity = await self._accounts.verify(name, secret)
         else:
             identity = await self._password(name, secret, address)

@@ -21,7 +21,7 @@ from p2pregistry.errors import RequestError
 from p2pregistry.testing.handlers import Answer, call
 from p2pregistry.testing.tracker_api import AUTHORIZATION, PASSWORD, SERVICE, USER, Registry, keyring, registry
 from p2pregistry.trust.access import MAX_TOKEN, AccessToken, verify_access
-from p2pregistry.trust.secret import is_secret
+from p2pregistry.trust.secret import Kind, is_secret, new_secret
 from tracker.catalog.trail import SYSTEM
 from tracker.throttle import Logins, MemoryCounters, Most
 from tracker.token_api import parse_asked, parse_form
@@ -291,6 +291,15 @@ async def test_guessing_is_counted_whichever_way(tmp_path: Path) -> None:
         assert (answer.status, answer.code) == (429, "TOOMANYREQUESTS")
         assert int(answer.headers["retry-after"]) > 0
         assert (await get(api, headers=[basic(USER, PASSWORD)])).status == 200
+
+
+@pytest.mark.parametrize("kind", ["refresh", "join", "setup"])
+async def test_a_password_that_looks_like_a_secret_is_counted_too(tmp_path: Path, kind: Kind) -> None:
+    """Else anybody could have passwords hashed for ever, and nobody could log in meanwhile."""
+    logins = Logins(MemoryCounters(), most=Most(pair=2))
+    async with endpoint(tmp_path, logins=logins) as api:
+        seen = [(await get(api, headers=[basic(ANN, new_secret(kind))])).status for _ in range(4)]
+        assert seen == [401, 401, 429, 429]
 
 
 # ------------------------------------------------------------------------------------------------------- what is parsed
