@@ -68,7 +68,7 @@ from tracker.hook_runner import HookRunner
 from tracker.identity.postgres import PostgresAccounts
 from tracker.key_keeper import KeyFiles, KeyKeeper, open_keys
 from tracker.keyring import Keyring
-from tracker.named import Named
+from tracker.named import Follower, Named
 from tracker.node_admin import Facts
 from tracker.node_parts import NodeParts
 from tracker.notices import Notices
@@ -222,7 +222,7 @@ def _assemble(
     }
     runner = _hook_runner(settings, hooks)
     tasks = [uploads.run, probe.run, announces.run, sweeper.run, runner.run, keeper.run, bulletin.run, accounts.run]
-    tasks.append(feed.run)
+    tasks += [feed.run, Follower(db, named).run]
     if settings.feed.history is not None:
         tasks.append(partial(prune_daily, partial(history.prune, settings.feed.history)))
     if known.desk is not None:

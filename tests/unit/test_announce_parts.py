@@ -12,7 +12,7 @@ import trio.testing
 from p2pregistry.content.metainfo import Metainfo
 from p2pregistry.digest import Digest
 from p2pregistry.errors import LocalError, NotFound
-from p2pregistry.trust.records import ANYONE
+from p2pregistry.trust.records import ANYONE, Caller
 from tracker.catalog.base import Naming
 from tracker.catalog.check import BY, Signer, add, manifest
 from tracker.catalog.memory import MemoryCatalog
@@ -74,6 +74,40 @@ async def test_a_blob_that_was_named_a_moment_ago_is_served(mock_clock: trio.tes
         await named.check(ONE.digest, ANYONE)
     with pytest.raises(LocalError):
         await named.learn([TWO.digest])
+
+
+async def test_what_has_become_private_is_not_told_of_any_more(mock_clock: trio.testing.MockClock) -> None:
+    catalog = Asked()
+    await catalog.name(ONE)
+    named = Named(catalog)
+    await named.check(ONE.digest, ANYONE)
+    await catalog.set_visibility("a", True, BY)
+    await named.check(ONE.digest, ANYONE)  # it has not been heard of here
+    named.doubt()
+    assert named.unknown([ONE.digest]) == [ONE.digest]
+    with pytest.raises(NotFound):
+        await named.check(ONE.digest, ANYONE)
+    await named.learn([ONE.digest])
+    assert not named.known(ONE.digest, ANYONE)
+    await named.check(ONE.digest, Caller("x", ("a",)))
+
+
+async def test_an_answer_from_before_a_doubt_is_asked_for_again(mock_clock: trio.testing.MockClock) -> None:
+    class Late(Asked):
+        async def naming(self, digests: Sequence[Digest]) -> dict[Digest, Naming]:
+            found = await super().naming(digests)
+            if len(self.questions) == 1:
+                await self.set_visibility("a", True, BY)
+                named.doubt()
+            return found
+
+    catalog = Late()
+    await catalog.name(ONE)
+    named = Named(catalog)
+    await named.learn([ONE.digest])
+    assert named.unknown([ONE.digest]) == [ONE.digest]
+    with pytest.raises(NotFound):
+        await named.check(ONE.digest, ANYONE)
 
 
 def test_counts_of_blobs_not_asked_for_are_forgotten() -> None:
