@@ -18,7 +18,7 @@ import hmac
 import struct
 from collections import OrderedDict
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from hashlib import sha256
 from typing import Final, Protocol, TypeVar
 
@@ -80,7 +80,7 @@ class Opening:
 class Granted:
     """A session: ``token`` is good for ``expires_in`` seconds."""
 
-    token: str
+    token: str = field(repr=False)
     expires_in: float
 
 

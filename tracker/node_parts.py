@@ -67,7 +67,7 @@ class PeerFace:
         if request.path in OPEN_PATHS:
             return await self._enrolment(request)
         node = request.param("node")
-        if request.path == SWARM_PATH and node is not None:
+        if request.path == SWARM_PATH and node is not None and request.method in ("GET", "HEAD"):
             swarm = msgspec.to_builtins(self._swarm())
             swarm["renew"] = self._regranted(node, _seconds(request.param("issued")))
             return Response(200, [("Content-Type", "application/json")], msgspec.json.encode(swarm))

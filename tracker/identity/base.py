@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Final, Literal, Protocol
 
@@ -110,7 +110,7 @@ class NewToken:
     """``secret`` is told this once."""
 
     token: Token
-    secret: str
+    secret: str = field(repr=False)
 
 
 class Accounts(Protocol):
