@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from p2pregistry.serve import wire
 from p2pregistry.serve.connection import Connection, Limits
 from p2pregistry.serve.http import Request, Response
+from p2pregistry.serve.sockets import PlainSocket
 
 FAST = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])
 
@@ -68,7 +69,7 @@ def run_connection(data: bytes, splits: list[int]) -> bytes:
                 pass
 
     async def main() -> None:
-        connection = Connection(ours, "", handler, Limits(drain=100), None)
+        connection = Connection(PlainSocket(fileno=ours.detach()), "", handler, Limits(drain=100), None)
         with trio.fail_after(20):
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(client)
