@@ -72,6 +72,8 @@ GRACE, DEADLINE = 5.0, 15.0
 OWN = 1.0
 #: Seconds between two questions to the tracker whether what is served is still what may be served.
 CONFIRM = 20.0
+#: Public repositories that are asked about each time though nobody used them.
+DOUBTFUL = 100
 #: Seconds a start waits for the tracker and the first neighbours.
 JOIN = 3.0
 #: Of the peer listener: who takes nothing for so long is not kept a slot, and a slot is given back when the bytes are
@@ -449,10 +451,11 @@ async def _know_own_rights(node: Node) -> None:
 
 
 async def _confirm(resolver: Resolver, visible: Visible) -> None:
-    """Ask again and again whose content is whose, as far as it was asked for: a repository may have become private."""
+    """Ask again and again whose content is whose: a repository may have become private. What was asked for comes each
+    time, the rest of what is public in turn, from the start on: it may be long since this node ran."""
     while True:
+        await resolver.confirm(sorted({*visible.used(), *visible.doubtful(DOUBTFUL)}))
         await trio.sleep(CONFIRM)
-        await resolver.confirm(visible.used())
 
 
 def _pull_api(node: Node, resolver: Resolver, cache: Cache) -> PullApi:

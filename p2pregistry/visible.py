@@ -28,6 +28,7 @@ class Records(Protocol):
     def repository(self, repository: str) -> RepositoryRecord | None: ...
     def naming(self, digest: Digest) -> list[str]: ...
     def manifest_claims(self, digest: Digest) -> list[tuple[str, str]]: ...
+    def public_after(self, after: str, limit: int) -> list[str]: ...
     async def put_repository(self, repository: str, record: RepositoryRecord) -> None: ...
 
 
@@ -49,6 +50,7 @@ class Visible:
         self._local: dict[str, bool] = {}
         self._decided: dict[tuple[Caller, Digest], bool] = {}
         self._used: set[str] = set()
+        self._turn = ""  # of the public repositories the last one of which it was this one's turn
 
     @property
     def changes(self) -> int:
@@ -137,6 +139,13 @@ class Visible:
         found, self._used = sorted(self._used), set()
         if found:
             self._records.changes += 1  # so that those that are asked about again are noticed
+        return found
+
+    def doubtful(self, limit: int) -> list[str]:
+        """The next ``limit`` repositories that are public here, one after the other and all over again: nobody may have
+        asked about one for weeks, and the first who does is not to get what has become private meanwhile."""
+        found = self._records.public_after(self._turn, limit)
+        self._turn = found[-1] if len(found) == limit else ""
         return found
 
 

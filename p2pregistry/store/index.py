@@ -189,6 +189,22 @@ class Index:
         found = (read_digest(key) for key, _value in self._scan("manifests", b""))
         return [digest for digest in found if digest is not None]
 
+    def public_after(self, after: str, limit: int) -> list[str]:
+        """Of the repositories that are public as far as is known the next ``limit`` behind this one, by name."""
+        found: list[str] = []
+        try:
+            with self._env.begin(db=self._tables["repos"]) as txn, txn.cursor() as cursor:
+                there = cursor.set_range(after.encode("ascii") + b"\0") if after else cursor.first()
+                while there and len(found) < limit:
+                    row = REPOSITORIES.decode(bytes(cursor.value()))
+                    if row is not None and not row.private and not row.hidden:
+                        found.append(bytes(cursor.key()).decode())
+                    there = cursor.next()
+        except lmdb.Error as err:
+            mark_damaged(self._path, err)
+            raise index_error(err) from err
+        return found
+
     def blob(self, digest: Digest) -> BlobEntry | None:
         """The entry of a complete blob."""
         row = BLOBS.decode(self._get("blobs", digest_key(digest)))

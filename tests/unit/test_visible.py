@@ -94,6 +94,17 @@ async def test_a_repository_that_becomes_private_is_served_no_more(tmp_path: Pat
         assert [await status(node, target) for target in targets] == [200] * 3
 
 
+async def test_what_is_public_is_doubted_in_turn_though_nobody_asks(tmp_path: Path) -> None:
+    async with open_index(tmp_path / "i") as index:
+        for name in ("a", "a/b", "c", "d", "e"):
+            await index.put_repository(name, RepositoryRecord(name == "c", Stamp(1, 1), ""))
+        visible = Visible(index)
+        assert [visible.doubtful(2) for _ in range(4)] == [["a", "a/b"], ["d", "e"], [], ["a", "a/b"]]
+        await visible.hide("d")
+        assert visible.doubtful(9) == ["e"]
+        assert visible.doubtful(9) == ["a", "a/b", "e"]
+
+
 async def test_a_tag_that_is_not_there_any_more_tells_of_its_repository(tmp_path: Path) -> None:
     clock = Clock()
     async with both(tmp_path, clock) as (tracker, node):
