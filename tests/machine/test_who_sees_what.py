@@ -28,7 +28,6 @@ from p2pregistry.messages import Announce, pack, read_announced
 from p2pregistry.oci.media import OCI_MANIFEST
 from p2pregistry.serve.errors_json import error_response
 from p2pregistry.serve.gate import Gate, MemoryDesk, plain
-from p2pregistry.serve.have_stream import HaveStream
 from p2pregistry.serve.http import Handler, Headers, Request, Stream
 from p2pregistry.store.records import RepositoryRecord, StoredManifest
 from p2pregistry.testing.handlers import Answer, ScriptedBody, call
@@ -358,10 +357,9 @@ async def first_news(node: Handler, watch: Watch, headers: list[tuple[str, str]]
         assert isinstance(response.body, bytes)
         return Answer(response.status, {}, response.body, tuple(response.headers)), False
     assert isinstance(response.body, Stream)
-    stream = response.body.chunks
-    assert isinstance(stream, HaveStream)
-    line = await anext(stream)
-    await stream.aclose()
+    line = await anext(aiter(response.body.chunks))
+    assert isinstance(line, bytes)
+    await response.body.chunks.aclose()  # type: ignore[union-attr]  # the gate's, around the node's
     news = read_news(line, 1)
     return Answer(response.status, {}, line, tuple(response.headers)), bool(news.have or news.full or news.peers)
 
