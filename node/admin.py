@@ -39,6 +39,7 @@ def status(node: Node) -> dict[str, object]:
     """What ``p2pregistry node status`` shows. Sizes in bytes, times in seconds."""
     held = node.index.held()
     now = time.time()
+    feed = None if node.feed is None else node.feed.state
     return {
         "version": __version__,
         "pid": os.getpid(),
@@ -54,6 +55,11 @@ def status(node: Node) -> dict[str, object]:
         "credential_left": _left(node),
         "key_set": None if node.trust.keys is None else node.trust.keys.version,
         "tracker_live": node.trust.live,
+        "feed_connected": feed is not None and feed.connected,
+        "feed_lag": None if feed is None or not feed.connected else round(feed.lag, 1),
+        "feed_cursor": None if feed is None else f"{feed.cursor.epoch}.{feed.cursor.number}",
+        "feed_repositories": 0 if feed is None else feed.repositories,
+        "last_known_age": None if feed is None or feed.age is None else round(feed.age, 1),
         "names": sorted(node.names),
         "peers": len(node.router.peers()),
         "provides_waiting": node.router.provides_waiting + node.advertiser.waiting,

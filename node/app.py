@@ -17,6 +17,7 @@ from urllib.parse import urlsplit
 import trio
 
 from node.admin import admin_handler
+from node.following import follower
 from node.joining import enter
 from node.settings import MIB, NodeSettings
 from node.standing import Standing
@@ -29,6 +30,7 @@ from p2pregistry.crowd.announcer import MOST_HELD, Me
 from p2pregistry.crowd.finder import CrowdFinder
 from p2pregistry.digest import Digest
 from p2pregistry.errors import LocalError, RequestError, SettingsError, Unreachable
+from p2pregistry.feed.follow import Follower
 from p2pregistry.flights import Flights
 from p2pregistry.haves import Haves
 from p2pregistry.lifetime import allow_open_files, orderly
@@ -103,6 +105,9 @@ class Node:
     names: frozenset[str] = frozenset()
     token_url: str = ""
     swarm_seen: float | None = None
+    feed: Follower | None = None
+    #: set to look at the tracker's keys and revoked nodes at once
+    look: trio.Event = field(default_factory=trio.Event)
     started: float = field(default_factory=time.time)
 
     @property
@@ -338,6 +343,9 @@ async def _assemble(
     node = Node(settings, index, visible, router, advertiser, flights, finder, standing, tracker, urls, peer_id, cache)
     node.names = known_names(settings, index)
     node.token_url = "".join(lines(index, TOKEN_URL)[:1])
+    if tracker is not None:
+        node.feed = follower(node, tracker, haves)
+        nursery.start_soon(node.feed.run)
     resolver = _resolver(node)
     nursery.start_soon(_confirm, resolver, visible)
     nursery.start_soon(_know_own_rights, node)
@@ -371,7 +379,13 @@ def _trust(settings: NodeSettings, index: Index, tracker: TrackerSource | None) 
 
     stated = settings.tracker
     return Trust(
-        index, tracker, stated.root_key, swarm=settings.node.swarm, offline_grace=stated.offline_grace, forget=forget
+        index,
+        tracker,
+        stated.root_key,
+        swarm=settings.node.swarm,
+        offline_grace=stated.offline_grace,
+        clock=settings.clock,
+        forget=forget,
     )
 
 
@@ -434,9 +448,11 @@ def _resolver(node: Node) -> Resolver:
         node.visible,
         node.tracker,
         node.router,
-        clock=time.time,
+        clock=node.trust.now,
         max_age=tags.max_age,
         max_stale=tags.max_stale,
+        peer_stale=tags.max_stale if tags.peer_stale is None else tags.peer_stale,
+        feed=node.feed,
         learnt=learnt,
         plain=node.settings.peer.plain,
         speaker=node.standing.speaker,
@@ -476,7 +492,7 @@ def _pull_api(node: Node, resolver: Resolver, cache: Cache) -> PullApi:
         auth=auth if stated.require_client_auth else None,
         names=lambda: node.names,
         served=observe.count_served("client"),
-        clock=time.time,
+        clock=trust.now,
         interest=interest,
     )
 

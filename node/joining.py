@@ -148,6 +148,8 @@ class Joining:
         self._invite: JoinToken | None = None
         self._membership: Membership | None = None
         self._hurry = trio.Event()
+        #: called when this node may pull something else than before
+        self.granted: Callable[[], None] = lambda: None
 
     @property
     def membership(self) -> Membership:
@@ -282,6 +284,8 @@ class Joining:
                 raise
             made = await self._enrol()
         await self._keep(made)
+        if made.credential.pulls != one.credential.pulls:
+            self.granted()
         _log.info("the credential has been renewed", until=made.credential.expires)
 
 
@@ -294,7 +298,7 @@ async def enter(
         if word is not None:
             raise SettingsError("$.peer.plain: is set, so there is nothing to join with a token")
         return settings, None
-    joining = Joining(settings, memory, key, word)
+    joining = Joining(settings, memory, key, word, clock=settings.clock)
     return settled(settings, await joining.join()), joining
 
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from typing import Annotated, Literal, TypeVar
 
 import msgspec
 
 from p2pregistry.errors import SettingsError
+from p2pregistry.feed_messages import MOST_PATTERNS, MOST_REPOSITORIES
 from p2pregistry.messages import ZONE
 from p2pregistry.oci.platforms import read_platforms
 from p2pregistry.settings import Port, Positive, Seconds, Section, Setting, Settings, Size
@@ -29,6 +31,10 @@ class Node(Section, frozen=True):
     log_level: Annotated[
         Literal["debug", "info", "warning", "error"], Setting("The least severe log lines that are written.")
     ] = "info"
+    clock_offset: Annotated[
+        float,
+        Setting("Added to this machine's clock; for tests of a clock that is wrong.", unit="seconds"),
+    ] = 0.0
 
 
 class Pull(Section, frozen=True):
@@ -177,6 +183,16 @@ class Tags(Section, frozen=True):
         ),
     ] = None
 
+    peer_stale: Annotated[
+        Seconds | None,
+        Setting(
+            "How old the record of a tag may be that a peer gives while the tracker does not answer; unset: as "
+            "tags.max_stale.",
+            unit="seconds",
+            example=86400.0,
+        ),
+    ] = None
+
 
 class Sync(Section, frozen=True):
     patterns: Annotated[
@@ -186,6 +202,10 @@ class Sync(Section, frozen=True):
             example=["library/**"],
         ),
     ] = ()
+    repositories: Annotated[
+        Annotated[int, msgspec.Meta(ge=1, le=MOST_REPOSITORIES)],
+        Setting("Repositories whose tags are kept up to date because somebody asked for one; the last ones stay."),
+    ] = 1000
     poll: Annotated[
         Annotated[float, msgspec.Meta(ge=0.2)],
         Setting(
@@ -259,6 +279,10 @@ class NodeSettings(Settings, frozen=True):
     sync: Sync = msgspec.field(default_factory=Sync)
     prefetch: Prefetch = msgspec.field(default_factory=Prefetch)
 
+    def clock(self) -> float:
+        """This machine's clock, unix seconds."""
+        return time.time() + self.node.clock_offset
+
     def check(self) -> None:
         """Rules between values. Raises SettingsError."""
         for path, url in (("tracker.url", self.tracker.url), ("peer.advertise", self.peer.advertise)):
@@ -275,6 +299,8 @@ class NodeSettings(Settings, frozen=True):
             raise SettingsError("$.tracker.root_key: must be a PASERK public key (k4.public...)")
         if ZONE.fullmatch(self.node.zone) is None:
             raise SettingsError("$.node.zone: up to 64 of letters, digits and . _ : / -")
+        if len({*self.sync.patterns, *self.prefetch.patterns}) > MOST_PATTERNS:
+            raise SettingsError(f"$.sync.patterns: with prefetch.patterns at most {MOST_PATTERNS}")
         if not self.pull.host:
             raise SettingsError("$.pull.host: at least one address is needed")
         for section, patterns in (("sync", self.sync.patterns), ("prefetch", self.prefetch.patterns)):

@@ -60,10 +60,12 @@ async def visit_tracker(node: Node, met: trio.Event) -> None:
         return
     wait, most = 0.2, node.settings.tracker.poll
     while True:
+        node.look = trio.Event()
         if await _visit(node):
             met.set()
             wait = most
-        await trio.sleep(wait * random.uniform(0.8, 1.2))  # noqa: S311 - spreads load, guards nothing
+        with trio.move_on_after(wait * random.uniform(0.8, 1.2)):  # noqa: S311 - spreads load, guards nothing
+            await node.look.wait()
         wait = min(wait * 2, most)
 
 

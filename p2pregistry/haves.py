@@ -178,6 +178,12 @@ class Haves:
         """Who is told of this digest."""
         return self._watchers.get(digest, set())
 
+    def look_again(self) -> None:
+        """Who may have what has changed: each watcher is told what is gone for it, and what is not any more."""
+        for watcher in self._all:
+            for digest in watcher.watch.want:
+                watcher.mark(digest)
+
     def close(self) -> None:
         """The node stops: every watcher is told so at once, also those who come later, and files are closed."""
         self._closed = True

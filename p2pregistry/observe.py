@@ -13,7 +13,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, Literal
 
 if TYPE_CHECKING:
-    from prometheus_client import Counter
+    from collections.abc import Callable
+
+    from prometheus_client import Counter, Gauge
 
 Source = Literal["peer", "tracker", "ipfs", "upstream"]
 Receiver = Literal["client", "peer"]
@@ -93,6 +95,32 @@ def served() -> Counter:
     for receiver in RECEIVERS:
         counter.labels(receiver)
     return counter
+
+
+@functools.cache
+def stale_answers() -> Counter:
+    """``p2pregistry_stale_answers_total``: answers to questions for a tag that nobody could confirm."""
+    from prometheus_client import Counter
+
+    return Counter("p2pregistry_stale_answers", "Tags answered from the last known record, with a Warning.")
+
+
+def watch_feed(connected: Callable[[], bool], lag: Callable[[], float]) -> None:
+    """``p2pregistry_feed_connected`` and ``p2pregistry_feed_lag_seconds``, of a node: asked when they are read."""
+    stale_answers()
+    gauges = _feed_gauges()
+    gauges[0].set_function(lambda: float(connected()))
+    gauges[1].set_function(lag)
+
+
+@functools.cache
+def _feed_gauges() -> tuple[Gauge, Gauge]:
+    from prometheus_client import Gauge
+
+    return (
+        Gauge("p2pregistry_feed_connected", "Whether the tracker's changes are followed."),
+        Gauge("p2pregistry_feed_lag_seconds", "Age of the last word of the tracker on what has changed; 0: away."),
+    )
 
 
 @functools.cache

@@ -1,8 +1,10 @@
 """What a tag means and which repository holds a blob, for a node: from its index, the tracker or peers.
 
-A tag is fresh for ``max_age`` after the tracker confirmed it; then the tracker is asked; where that fails, the last
-known answer goes out with a Warning, up to ``max_stale``. Manifests by digest never change, so what is in the index is
-good for ever; a missing one comes from the tracker or, with the tracker away, from any peer that provides it.
+While the tracker's changes are followed, the tags that they cover are served from the index without a question. Else a
+tag is fresh for ``max_age`` after it was last confirmed; then the tracker is asked; where that fails, the last known
+answer goes out with a Warning, up to ``max_stale``, and of a tag that is not known here the newest record that a peer
+has, up to ``peer_stale``. Manifests by digest never change, so what is in the index is good for ever; a missing one
+comes from the tracker or, with the tracker away, from any peer that provides it.
 
 Nothing is believed without the tracker's signature, whoever it came from: not that a manifest is in a repository, not
 where a tag points, not that a repository is public; and of two records the one with the higher stamp holds. What this
@@ -11,6 +13,7 @@ node may not pull does not exist for its clients, whether it is here or not.
 
 from __future__ import annotations
 
+import random
 from collections.abc import Callable, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
@@ -22,18 +25,24 @@ from p2pregistry.content.metainfo import BlobRef
 from p2pregistry.digest import Digest
 from p2pregistry.errors import BadContent, NotFound, RegistryError, RemoteError, Unreachable
 from p2pregistry.messages import MOST_NAMES
-from p2pregistry.observe import logger
+from p2pregistry.observe import logger, stale_answers
 from p2pregistry.routing.base import Peer, Router
-from p2pregistry.sources.peer import PeerSource, RemoteManifest
+from p2pregistry.sources.peer import PeerSource, RemoteManifest, RemoteTag
 from p2pregistry.sources.speaker import Speaker
 from p2pregistry.sources.tracker import TrackerSource
 from p2pregistry.spool import again
 from p2pregistry.store.records import StoredManifest, TagRecord
+from p2pregistry.trust.records import TagClaim
 from p2pregistry.trusting import Trust
-from p2pregistry.visible import Visible, newer_tag
+from p2pregistry.visible import OlderRecord, Visible, newer_tag
 
-#: Seconds that finding a manifest among peers may take.
+#: Seconds that finding a manifest, or the record of a tag, among peers may take.
 PEER_TIMEOUT = 5.0
+#: Peers that are asked for the record of a tag, and the seconds that the others have once one has answered.
+ASKED = 8
+OTHERS = 1.0
+#: Seconds for which an answer is kept ready while changes are followed, if nothing is heard of the tag.
+LIVE_FOR = 60.0
 _log = logger(__name__)
 
 
@@ -45,10 +54,43 @@ class Records(Protocol):
     def manifest(self, digest: Digest) -> StoredManifest | None: ...
     def claims(self, repository: str, digest: Digest) -> list[str]: ...
     def claimed(self, repository: str, digest: Digest) -> BlobRef | None: ...
-    async def put_tag(self, repository: str, tag: str, record: TagRecord) -> None: ...
+    async def put_tag(self, repository: str, tag: str, record: TagRecord) -> TagRecord: ...
     async def put_manifest(
         self, repository: str, manifest: StoredManifest, claim: str | None, blobs: Sequence[BlobRef]
     ) -> None: ...
+
+
+class Feed(Protocol):
+    """What follows the tracker's changes; see feed.follow.Follower."""
+
+    def live(self, repository: str, tag: str) -> bool: ...
+    def confirmed(self, repository: str, tag: str) -> float: ...
+    def use(self, repository: str) -> None: ...
+    def moment(self) -> int: ...
+    def went_since(self, repository: str, moment: int) -> bool: ...
+
+
+class NoFeed:
+    """Nothing is followed."""
+
+    def live(self, repository: str, tag: str) -> bool:  # noqa: ARG002
+        """See Feed."""
+        return False
+
+    def confirmed(self, repository: str, tag: str) -> float:  # noqa: ARG002
+        """See Feed."""
+        return 0.0
+
+    def use(self, repository: str) -> None:
+        """See Feed."""
+
+    def moment(self) -> int:
+        """See Feed."""
+        return 0
+
+    def went_since(self, repository: str, moment: int) -> bool:  # noqa: ARG002
+        """See Feed."""
+        return False
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,14 +128,19 @@ class Resolver:
         clock: Callable[[], float],
         max_age: float,
         max_stale: float | None,
+        peer_stale: float | None = None,
+        feed: Feed | None = None,
         learnt: Callable[[str, StoredManifest, Sequence[BlobRef]], None] = lambda _repository, _manifest, _blobs: None,
         plain: bool = True,
         speaker: Speaker | None = None,
     ) -> None:
-        """``plain``: whether peers are asked in the clear; ``speaker``: shows them who this node is."""
+        """``max_stale`` and ``peer_stale``: seconds, None: for ever. ``plain``: whether peers are asked in the clear;
+        ``speaker``: shows them who this node is."""
         self._records, self._trust, self._tracker, self._router = records, trust, tracker, router
         self._visible = visible
         self._clock, self._max_age, self._max_stale, self._learnt = clock, max_age, max_stale, learnt
+        self._peer_stale = peer_stale
+        self._feed: Feed = NoFeed() if feed is None else feed
         self._asking: dict[tuple[str, str], _Asking] = {}
         self._plain, self._speaker = plain, speaker
 
@@ -102,11 +149,12 @@ class Resolver:
         if isinstance(reference, Digest):
             return Found(await self._by_digest(repository, reference), until=self._clock() + self._max_age)
         key = (repository, reference)
+        self._feed.use(repository)
         while True:
             record = self._records.tag(repository, reference)
-            fresh = record is not None and 0 <= self._clock() - record.seen < self._max_age
-            if fresh and record is not None and record.digest is not None and self._visible.here(repository):
-                return Found(await self._by_digest(repository, record.digest), until=record.seen + self._max_age)
+            until = self._good_until(repository, reference, record)
+            if record is not None and record.digest is not None and until > 0 and self._visible.here(repository):
+                return Found(await self._by_digest(repository, record.digest), until=until)
             asking = self._asking.get(key)
             if asking is None:
                 return await self._ask_once(key, record)
@@ -116,6 +164,16 @@ class Resolver:
             if asking.found is not None:
                 return asking.found
             # whoever asked has left without an answer: look again
+
+    def _good_until(self, repository: str, tag: str, record: TagRecord | None) -> float:
+        """Until when (unix seconds) what is known of the tag is good without a question; 0: it is not."""
+        if record is None:
+            return 0.0
+        now = self._clock()
+        if self._feed.live(repository, tag):
+            return now + LIVE_FOR
+        seen = max(record.seen, self._feed.confirmed(repository, tag))
+        return seen + self._max_age if 0 <= now - seen < self._max_age else 0.0
 
     async def _ask_once(self, key: tuple[str, str], record: TagRecord | None) -> Found:
         """Ask the tracker for a tag; all who want it meanwhile wait for this one answer."""
@@ -131,17 +189,20 @@ class Resolver:
         return asking.found
 
     async def _ask_tracker(self, repository: str, tag: str, record: TagRecord | None) -> Found:
+        moment = self._feed.moment()
         try:
             remote = await self._resolve(repository, tag)
         except NotFound:
             await self._gone(repository, tag, record)
             raise
         except RemoteError as err:
-            return await self._last_known(repository, record, err)
-        stored = await self._take_from_tracker(repository, remote)
+            return await self._without_tracker(repository, tag, record, err)
+        stored = await self._take_from_tracker(repository, remote, moment)
         found = await self._tag(repository, tag, remote, record)
-        if not self._visible.here(repository):
+        if found.digest is None or not self._visible.here(repository):
             raise no_manifest()
+        if found.digest != stored.digest:  # it has moved while this was asked, and the news were faster
+            stored = await self._by_digest(repository, found.digest)
         return Found(stored, until=found.seen + self._max_age)
 
     async def _resolve(self, repository: str, reference: str | Digest) -> RemoteManifest:
@@ -154,7 +215,8 @@ class Resolver:
             raise
 
     async def _tag(self, repository: str, tag: str, remote: RemoteManifest, known: TagRecord | None) -> TagRecord:
-        """Keep where the tag points, as the tracker says now. Raises BadContent unless it signed that."""
+        """Keep where the tag points, as the tracker says now; what is known then. Raises BadContent unless it signed
+        that."""
         seen = self._clock()
         if known is not None and known.token == remote.tag and known.digest == remote.digest:
             found = TagRecord(known.digest, seen, known.stamp, known.token)  # verified when it first came
@@ -163,29 +225,82 @@ class Resolver:
             if (claim.repository, claim.tag, claim.digest) != (repository, tag, remote.digest):
                 raise BadContent("the record of a tag is another's")
             found = newer_tag(known, TagRecord(claim.digest, seen, claim.stamp, remote.tag), confirmed=True)
-        await self._records.put_tag(repository, tag, found)
-        return found
+        return await self._records.put_tag(repository, tag, found)
 
     async def _gone(self, repository: str, tag: str, known: TagRecord | None) -> None:
         """The tag points nowhere; its stamp is kept, so that no older record of it counts later."""
         if known is not None and known.digest is not None:
             await self._records.put_tag(repository, tag, TagRecord(None, self._clock(), known.stamp, known.token))
 
-    async def _last_known(self, repository: str, record: TagRecord | None, err: RegistryError) -> Found:
+    async def _without_tracker(self, repository: str, tag: str, record: TagRecord | None, err: RegistryError) -> Found:
+        """What is known of a tag here or, where nothing is, by peers."""
         if record is None or record.digest is None or not self._visible.here(repository):
-            raise Unreachable("the tag is not known here and the tracker does not answer") from err
-        age = max(0.0, self._clock() - record.seen)
-        if self._max_stale is not None and age > self._max_stale:
+            return await self._from_neighbours(repository, tag, record, err)
+        seen = max(record.seen, self._feed.confirmed(repository, tag))
+        age = max(0.0, self._clock() - seen)
+        if self._max_stale is not None and age >= self._max_stale:
             raise Unreachable(f"the tag was last confirmed {age:.0f} s ago and the tracker does not answer") from err
         manifest = await self._by_digest(repository, record.digest)
+        stale_answers().inc()
         return Found(manifest, f"the tracker does not answer; this tag was last confirmed {age:.0f} seconds ago")
+
+    async def _from_neighbours(self, repository: str, tag: str, record: TagRecord | None, err: RegistryError) -> Found:
+        """The newest record of the tag that a peer has. Raises Unreachable."""
+        claim, said = await self._ask_neighbours(repository, tag)
+        if claim is not None and said is not None:
+            age = max(0.0, self._trust.now() - claim.issued)
+            if self._peer_stale is not None and age >= self._peer_stale:
+                raise Unreachable(f"what peers know of the tag is {age:.0f} s old, and the tracker is away") from err
+            try:
+                await self._take_record(repository, said.repository, None)
+                found = newer_tag(record, TagRecord(claim.digest, claim.issued, claim.stamp, said.tag), confirmed=False)
+            except RemoteError as bad:  # it may have been the key that the tracker would have to be asked for
+                raise Unreachable("what peers know of the tag cannot be believed here") from bad
+            if found.digest is None:
+                raise no_manifest()
+            if self._visible.here(repository):
+                manifest = await self._by_digest(repository, found.digest)
+                await self._records.put_tag(repository, tag, found)
+                stale_answers().inc()
+                return Found(manifest, f"the tracker does not answer; a peer has this tag as of {age:.0f} seconds ago")
+        raise Unreachable("the tag is not known here and the tracker does not answer") from err
+
+    async def _ask_neighbours(self, repository: str, tag: str) -> tuple[TagClaim | None, RemoteTag | None]:
+        """The newest of the records that a few peers have of a tag. Who has none for this node is silent."""
+        best: tuple[TagClaim | None, RemoteTag | None] = None, None
+        async with trio.open_nursery() as nursery:
+            nursery.cancel_scope.deadline = trio.current_time() + PEER_TIMEOUT
+
+            async def ask(peer: Peer) -> None:
+                nonlocal best
+                try:
+                    with closing(self._peer(peer)) as source:
+                        said = await source.tag(repository, tag)
+                    claim = await self._trust.tag(said.tag)
+                except (RemoteError, NotFound) as err:
+                    _log.debug("a peer has no record of a tag", peer=peer.peer_id, why=err.message)
+                    return
+                if (claim.repository, claim.tag) != (repository, tag):
+                    return
+                if best[0] is None or (best[0].stamp, best[0].issued) < (claim.stamp, claim.issued):
+                    best = claim, said
+                nursery.cancel_scope.deadline = min(nursery.cancel_scope.deadline, trio.current_time() + OTHERS)
+
+            peers = self._router.peers()
+            for peer in random.sample(peers, min(len(peers), ASKED)):
+                nursery.start_soon(ask, peer)
+        return best
+
+    def _peer(self, peer: Peer) -> PeerSource:
+        return PeerSource(peer.peer_id, peer.url, plain=self._plain, speaker=self._speaker)
 
     async def _by_digest(self, repository: str, digest: Digest) -> StoredManifest:
         stored = self._records.manifest(digest)
         if stored is not None and self._visible.here(repository) and self._records.claims(repository, digest):
             return stored
+        moment = self._feed.moment()
         try:
-            stored = await self._take_from_tracker(repository, await self._resolve(repository, digest))
+            stored = await self._take_from_tracker(repository, await self._resolve(repository, digest), moment)
         except RemoteError as err:
             stored = await self._from_peers(repository, digest, err)
         if not self._visible.here(repository):
@@ -199,9 +314,7 @@ class Resolver:
 
             async def ask(peer: Peer) -> None:
                 try:
-                    with closing(
-                        PeerSource(peer.peer_id, peer.url, plain=self._plain, speaker=self._speaker)
-                    ) as source:
+                    with closing(self._peer(peer)) as source:
                         found.append(await self._take_from_peer(repository, await source.manifest(digest)))
                     nursery.cancel_scope.cancel()
                 except (RemoteError, NotFound) as err:
@@ -212,20 +325,21 @@ class Resolver:
             raise Unreachable("the manifest is not here, and neither the tracker nor a peer gave it") from failure
         return found[0]
 
-    async def _take_from_tracker(self, repository: str, remote: RemoteManifest) -> StoredManifest:
-        return await self._take(repository, remote, remote.repository, confirmed=True)
+    async def _take_from_tracker(self, repository: str, remote: RemoteManifest, moment: int) -> StoredManifest:
+        """``moment``: of the feed, when the tracker was asked."""
+        return await self._take(repository, remote, remote.repository, moment)
 
     async def _take_from_peer(self, repository: str, remote: RemoteManifest) -> StoredManifest:
         """As ``_take``, with the claims and records of this repository alone."""
         for claim, record in zip(remote.claims, remote.records, strict=False):
             if (await self._trust.claim(claim)).repository == repository:
-                return await self._take(repository, replace(remote, claims=(claim,)), record, confirmed=False)
+                return await self._take(repository, replace(remote, claims=(claim,)), record, None)
         raise BadContent("a manifest came without a claim for its repository")
 
-    async def _take(self, repository: str, remote: RemoteManifest, record: str, *, confirmed: bool) -> StoredManifest:
+    async def _take(self, repository: str, remote: RemoteManifest, record: str, moment: int | None) -> StoredManifest:
         """Keep a manifest that came with a good claim for this repository and its record. Raises BadContent without
         them."""
-        await self._take_record(repository, record, confirmed=confirmed)
+        await self._take_record(repository, record, moment)
         stored = StoredManifest(remote.digest, remote.media_type, remote.body)
         if self._records.manifest(remote.digest) == stored:
             known = self._records.claims(repository, remote.digest)
@@ -241,14 +355,22 @@ class Resolver:
 
     # --------------------------------------------------------------------------------------------------- repositories
 
-    async def _take_record(self, repository: str, token: str, *, confirmed: bool) -> None:
-        """Keep whether a repository is private. Raises BadContent unless the tracker signed that."""
+    async def _take_record(self, repository: str, token: str, moment: int | None) -> None:
+        """Keep whether a repository is private. ``moment``: of the feed, when the tracker was asked; None: a peer gave
+        it. Raises BadContent unless the tracker signed that."""
         if self._visible.knows(repository, token):
             return
+        if moment is not None and self._feed.went_since(repository, moment):
+            return  # the answer is older than what took the repository out of sight
         claim = await self._trust.repository(token)
         if claim.repository != repository:
             raise BadContent("the record of a repository is another's")
-        await self._visible.take(claim, token, confirmed=confirmed)
+        try:
+            await self._visible.take(claim, token, confirmed=moment is not None)
+        except OlderRecord:
+            if moment is not None:
+                raise
+            # what else the peer gives may be good; who may have it is for the newer record to say
 
     async def _doubt(self, repository: str) -> None:
         """The tracker does not have something: perhaps the whole repository is not there, or not for this node."""
@@ -262,19 +384,20 @@ class Resolver:
             return
         for first in range(0, len(repositories), MOST_NAMES):
             asked = repositories[first : first + MOST_NAMES]
+            moment = self._feed.moment()
             try:
                 tokens = await self._tracker.records(asked)
-                for repository in set(asked) - await self._confirmed(tokens):
+                for repository in set(asked) - await self._confirmed(tokens, moment):
                     await self._visible.hide(repository)
             except (RemoteError, NotFound) as err:
                 _log.debug("the tracker did not confirm whose content is whose", why=err.message)
 
-    async def _confirmed(self, tokens: Sequence[str]) -> set[str]:
+    async def _confirmed(self, tokens: Sequence[str], moment: int) -> set[str]:
         """Take records as the tracker gave them; the repositories that they are of. Raises BadContent."""
         found: set[str] = set()
         for token in tokens:
             claim = await self._trust.repository(token)
-            if not self._visible.knows(claim.repository, token):
+            if not self._visible.knows(claim.repository, token) and not self._feed.went_since(claim.repository, moment):
                 await self._visible.take(claim, token, confirmed=True)
             found.add(claim.repository)
         return found
@@ -294,12 +417,13 @@ class Resolver:
             return ref
         if self._tracker is None:
             raise no_blob()
+        moment = self._feed.moment()
         try:
             answer = await self._tracker.blob_claims(repository, digest)
         except NotFound:
             await self._doubt(repository)
             raise
-        await self._take_record(repository, answer.repository, confirmed=True)
+        await self._take_record(repository, answer.repository, moment)
         for token in answer.claims:
             claim = await self._trust.claim(token)
             ref = claim.blob(digest)
@@ -309,11 +433,12 @@ class Resolver:
 
     async def tags(self, repository: str, after: str, limit: int) -> tuple[list[str], str | None]:
         """Tags greater than ``after``; a warning if they are only those known here. Raises NotFound, RemoteError."""
+        moment = self._feed.moment()
         try:
             if self._tracker is None:
                 raise Unreachable("this node has no tracker")
             answer = await self._tracker.tags(repository, after, limit)
-            await self._take_record(repository, answer.repository, confirmed=True)
+            await self._take_record(repository, answer.repository, moment)
         except NotFound:
             await self._doubt(repository)
             raise

@@ -21,9 +21,11 @@ _REMEMBERED: Final = 100_000
 
 
 class Records(Protocol):
-    """The part of the index that is used here. ``changes`` goes up whenever an answer may be another."""
+    """The part of the index that is used here. ``changes`` goes up whenever an answer may be another,
+    ``moves`` where a tag may point elsewhere."""
 
     changes: int
+    moves: int
 
     def repository(self, repository: str) -> RepositoryRecord | None: ...
     def naming(self, digest: Digest) -> list[str]: ...
@@ -40,6 +42,10 @@ class Claimed(NamedTuple):
     record: str
 
 
+class OlderRecord(BadContent):
+    """A record is older than what is known."""
+
+
 class Visible:
     """See the module. ``own``: what this node may pull itself, which on localhost decides for everybody."""
 
@@ -54,8 +60,8 @@ class Visible:
 
     @property
     def changes(self) -> int:
-        """As long as it is the same, so are all answers."""
-        return self._records.changes
+        """As long as it is the same, so are all answers, and tags that are served without asking."""
+        return self._records.changes + self._records.moves
 
     def become(self, own: Caller) -> None:
         """What this node may pull itself has changed."""
@@ -109,6 +115,11 @@ class Visible:
                 found.append(Claimed(repository, claim, "" if record is None else record.token))
         return found
 
+    def record(self, caller: Caller, repository: str) -> str:
+        """The signed record of a repository that this caller may pull; "": there is none for it."""
+        record = self._records.repository(repository)
+        return record.token if record is not None and self._may_pull(caller, repository) else ""
+
     # ----------------------------------------------------------------------------------------------------- what is new
 
     def knows(self, repository: str, token: str) -> bool:
@@ -118,7 +129,7 @@ class Visible:
 
     async def take(self, claim: RepositoryClaim, token: str, *, confirmed: bool) -> None:
         """Take the record of a repository, which has been verified. ``confirmed``: it came from the tracker just now.
-        Raises BadContent if a newer one is known."""
+        Raises OlderRecord if a newer one is known."""
         known = self._records.repository(claim.repository)
         if known is not None:
             refuse_older(
@@ -150,14 +161,14 @@ class Visible:
 
 
 def refuse_older(stamp: Stamp, known: Stamp, *, same: bool) -> None:
-    """Raises BadContent for a record older than the known one, or as old as it unless ``same`` is good."""
+    """Raises OlderRecord for a record older than the known one, or as old as it unless ``same`` is good."""
     if stamp < known or (stamp == known and not same):
-        raise BadContent("a record is older than what is known")
+        raise OlderRecord("a record is older than what is known")
 
 
 def newer_tag(known: TagRecord | None, found: TagRecord, *, confirmed: bool) -> TagRecord:
     """``found`` if it may take the place of what is known of a tag. ``confirmed``: the tracker said so just now.
-    Raises BadContent."""
+    Raises OlderRecord."""
     if known is not None:
         refuse_older(found.stamp, known.stamp, same=confirmed or known.digest == found.digest)
     return found

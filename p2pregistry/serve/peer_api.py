@@ -23,11 +23,13 @@ from p2pregistry.have_news import MAX_WATCH, Watch, read_watch
 from p2pregistry.haves import Haves
 from p2pregistry.oci.media import CAR, OCTET_STREAM
 from p2pregistry.oci.ranges import content_range, parse_range
+from p2pregistry.oci.reference import check_name, check_tag
 from p2pregistry.rate import Pace
 from p2pregistry.serve.have_stream import HaveStream
 from p2pregistry.serve.http import BlobSlice, Request, Response, Stream
 from p2pregistry.store.base import Blob
-from p2pregistry.store.records import StoredManifest
+from p2pregistry.store.records import StoredManifest, TagRecord
+from p2pregistry.trust.records import says_gone
 from p2pregistry.visible import Visible
 
 #: Nodes that are told at a time of the pieces that are here.
@@ -95,6 +97,7 @@ class Holdings(Protocol):
 
     def metainfo(self, digest: Digest) -> Metainfo | None: ...
     def manifest(self, digest: Digest) -> StoredManifest | None: ...
+    def tag(self, repository: str, tag: str) -> TagRecord | None: ...
 
 
 class Held(Protocol):
@@ -137,6 +140,8 @@ class PeerApi:
                 return self._table(request, Digest.parse(digest))
             case ["", "p2p", "v1", "manifests", digest]:
                 return self._manifest(request, Digest.parse(digest))
+            case ["", "p2p", "v1", "tags", *name, tag] if name:
+                return self._tag(request, check_name("/".join(name)), check_tag(tag))
         raise NotFound("NAME_UNKNOWN", "the peer API does not have this endpoint")
 
     async def _blob(self, request: Request, digest: Digest) -> Response:
@@ -200,6 +205,15 @@ class PeerApi:
         if manifest is None or not claims:
             raise NotFound("MANIFEST_UNKNOWN", "not here")
         return manifest_answer(manifest.media_type, manifest.body, claims)
+
+    def _tag(self, request: Request, repository: str, tag: str) -> Response:
+        """The signed records of a tag and of its repository, as far as this node knows them; it asks nobody."""
+        found, record = self._holdings.tag(repository, tag), self._visible.record(request.caller, repository)
+        # one that is known to be gone, but not by a record that says so, is of no use to others
+        if found is None or not record or not found.token or (found.digest is None and not says_gone(found.token)):
+            raise NotFound("MANIFEST_UNKNOWN", "not here")
+        document = {"tag": found.token, "repository": record}
+        return Response(200, [("Content-Type", "application/json")], msgspec.json.encode(document))
 
 
 def manifest_answer(media_type: str, body: bytes, claims: Sequence[tuple[str, str, str]]) -> Response:

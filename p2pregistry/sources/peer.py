@@ -21,6 +21,7 @@ from p2pregistry.oci.manifest import MANIFEST_LIMIT
 from p2pregistry.sources.base import Incoming
 from p2pregistry.sources.speaker import Speaker
 from p2pregistry.sources.wire import Client, Lines, refusal
+from p2pregistry.trust.records import MAX_RECORD
 
 #: The longest piece table taken, bytes: that of a blob of about 1 TiB.
 MAX_TABLE = 64 << 20
@@ -47,6 +48,13 @@ class RemoteManifest:
     records: tuple[str, ...] = ()
     repository: str = ""
     tag: str = ""
+
+
+class RemoteTag(msgspec.Struct):
+    """The signed records of a tag and of its repository, as another machine gave them: still to be verified."""
+
+    tag: str
+    repository: str
 
 
 class _Claim(msgspec.Struct):
@@ -169,6 +177,14 @@ class PeerSource:
     async def manifest(self, digest: Digest) -> RemoteManifest:
         """A manifest by digest. Raises NotFound, RemoteError."""
         return read_manifest(await self.client.get(f"/p2p/v1/manifests/{digest}", limit=MAX_JSON), digest)
+
+    async def tag(self, repository: str, tag: str) -> RemoteTag:
+        """What it knows of a tag. Raises NotFound, RemoteError."""
+        data = await self.client.get(f"/p2p/v1/tags/{repository}/{tag}", limit=2 * MAX_RECORD + 1000)
+        try:
+            return msgspec.json.decode(data, type=RemoteTag)
+        except JSON_ERRORS as err:
+            raise BadContent("a peer's records of a tag cannot be read") from err
 
     def close(self) -> None:
         self.client.close()

@@ -42,6 +42,7 @@ Post = Callable[[str, bytes], Awaitable[bytes]]
 class _Session:
     token: str
     until: float  # seconds of trio's clock
+    credential: str  # what it was made with: it is worth as much
 
 
 class _Making:
@@ -73,7 +74,8 @@ class Speaker:
             session = self._sessions.get(server)
             if session is not None:
                 value = SCHEME + session.token
-                if value != stale and trio.current_time() < session.until:
+                current = session.credential == self._credential() and trio.current_time() < session.until
+                if value != stale and current:
                     self._sessions.move_to_end(server)
                     return value
             making = self._making.get(server)
@@ -87,12 +89,13 @@ class Speaker:
     async def _make(self, server: str, post: Post) -> None:
         making = self._making[server] = _Making()
         try:
-            granted = await self._handshake(server, post)
+            granted, credential = await self._handshake(server, post)
         except RemoteError as err:
             making.failure = err
             raise
         else:
-            self._sessions[server] = _Session(granted.token, trio.current_time() + granted.expires_in * _RENEW)
+            until = trio.current_time() + granted.expires_in * _RENEW
+            self._sessions[server] = _Session(granted.token, until, credential)
             self._sessions.move_to_end(server)
             while len(self._sessions) > self._limit:
                 self._sessions.popitem(last=False)
@@ -100,13 +103,13 @@ class Speaker:
             del self._making[server]
             making.done.set()
 
-    async def _handshake(self, server: str, post: Post) -> Granted:
+    async def _handshake(self, server: str, post: Post) -> tuple[Granted, str]:
         nonce = read_nonce(await post(NONCE_PATH, b""))
         credential = self._credential()
         if credential is None:
             raise Unreachable("this node has no credential to show")
         proof = sign_proof(self._key, nonce, server)
-        return read_granted(await post(SESSION_PATH, encode_opening(Opening(credential, proof))))
+        return read_granted(await post(SESSION_PATH, encode_opening(Opening(credential, proof)))), credential
 
 
 def wants_session(status: int, headers: dict[str, str]) -> bool:

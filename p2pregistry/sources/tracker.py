@@ -15,12 +15,15 @@ import trio
 from p2pregistry.content.unixfs import PIECE_SIZE, piece_count, piece_length
 from p2pregistry.digest import Digest
 from p2pregistry.errors import BadContent, NotFound, Unreachable
+from p2pregistry.feed_messages import HEARTBEAT, MAX_LINE, MEDIA_TYPE, ChangesRequest, Event, EventReader
 from p2pregistry.messages import MAX_ANNOUNCED, Announce, Announced, pack, read_announced
 from p2pregistry.oci.media import OCTET_STREAM
 from p2pregistry.sources.peer import JSON_ERRORS, MAX_JSON, PeerSource, RemoteManifest, read_manifest
 from p2pregistry.sources.speaker import Speaker
-from p2pregistry.sources.wire import Answer, Client, refusal
+from p2pregistry.sources.wire import Answer, Client, Lines, refusal
 
+#: Seconds without a line after which who tells of changes is taken for gone.
+SILENCE: Final = 3 * HEARTBEAT
 #: Seconds that a request for the next piece may wait for its turn at the tracker.
 TURN_TIMEOUT: Final = 60.0
 #: Bytes of the tracker's answer about the swarm: the list of revoked nodes is the most of it.
@@ -80,6 +83,25 @@ class Chosen:
         if self.answer is None:
             raise Unreachable("the tracker sends no piece now")
         return await self.answer.read_into(buffer)
+
+
+class Events:
+    """What the tracker tells of changes; an async iterator that ends only with an error. Made by
+    ``TrackerSource.changes``."""
+
+    def __init__(self, lines: Lines) -> None:
+        self._lines = lines
+        self._reader = EventReader()
+
+    def __aiter__(self) -> Events:
+        return self
+
+    async def __anext__(self) -> Event:
+        """Raises Unreachable when it ends, breaks off or falls silent, BadContent for what is no event."""
+        async for line in self._lines:
+            for event in self._reader.feed(line + b"\n"):  # a line ends one event at most
+                return event
+        raise Unreachable("the tracker tells nothing any more")
 
 
 class TrackerSource(PeerSource):
@@ -190,6 +212,14 @@ class TrackerSource(PeerSource):
             return msgspec.json.decode(data, type=_Records).records
         except JSON_ERRORS as err:
             raise BadContent("the tracker's records cannot be read") from err
+
+    @asynccontextmanager
+    async def changes(self, request: ChangesRequest) -> AsyncIterator[Events]:
+        """Be told of changes, on a connection of its own. Entering raises RemoteError, NotFound (an older tracker)."""
+        headers = {"Content-Type": "application/json", "Accept": MEDIA_TYPE}
+        body = request.encode()
+        async with self.client.lines("/p2p/v1/changes", headers, body, silence=SILENCE, limit=MAX_LINE) as lines:
+            yield Events(lines)
 
     async def announce(self, announce: Announce) -> Announced:
         """Tell what this node wants and holds; who else does. Raises RemoteError, NotFound (it takes no announces)."""

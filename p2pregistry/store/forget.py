@@ -12,6 +12,7 @@ import lmdb
 
 from p2pregistry.content.metainfo import BlobRef
 from p2pregistry.digest import ALGORITHMS
+from p2pregistry.store.applied import CURSOR
 from p2pregistry.store.index import Index
 from p2pregistry.store.records import (
     CLAIMS,
@@ -23,6 +24,7 @@ from p2pregistry.store.records import (
     RepositoryRow,
     TagRow,
     digest_key,
+    meta_key,
     read_digest,
 )
 from p2pregistry.trust.claims import read_unverified
@@ -33,11 +35,13 @@ async def keep_only(index: Index, kids: Collection[str]) -> int:
     """Drop every record and claim that none of these keys has signed, and what claims said of blobs; how many. Bodies
     of manifests and blobs stay: they are what their digests say. Raises LocalError."""
     claims, claimed = index.table("claims"), index.table("claimed")
-    tags, repositories = index.table("tags"), index.table("repos")
+    tags, repositories, meta = index.table("tags"), index.table("repos"), index.table("meta")
 
     def op(txn: lmdb.Transaction) -> int:
         count = _drop(txn, tags, lambda value: _bad(TAGS.decode(value), kids))
         count += _drop(txn, repositories, lambda value: _bad(REPOSITORIES.decode(value), kids))
+        if count:  # what was dropped has to be told again
+            txn.delete(meta_key(CURSOR), db=meta)
         touched: set[bytes] = set()
         good: list[tuple[bytes, list[str]]] = []
         with txn.cursor(db=claims) as cursor:

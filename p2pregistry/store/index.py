@@ -76,7 +76,8 @@ _T = TypeVar("_T")
 class Index:
     """See the module. Made by ``open_index``; every read raises LocalError if the environment fails.
 
-    ``changes`` goes up with every write from which it may follow that somebody may pull more, or less, than before.
+    ``changes`` goes up with every write from which it may follow that somebody may pull more, or less, than before;
+    ``moves`` where a tag may point elsewhere, or may have to be asked for, that was served without asking.
     """
 
     def __init__(self, environment: Environment, kept_path: Path, kept: dict[str, bytes]) -> None:
@@ -87,6 +88,7 @@ class Index:
         self._kept = kept
         self._kept_lock = trio.Lock()
         self.changes = 0
+        self.moves = 0
         self._touched: dict[Digest, float] = {}
         self._writer = Writer(environment, self._take_touched, self._touches_kept)
         self._total = sum(size for _, size, _ in self.held())
@@ -129,6 +131,21 @@ class Index:
         prefix = repository_key(repository) + b"\0"
         rows = ((key, TAGS.decode(value)) for key, value in self._scan("tags", prefix))
         return [key[len(prefix) :].decode() for key, row in rows if row is not None and row.digest]
+
+    def owners(self, limit: int) -> list[str]:
+        """Repositories of which tags are known, ``limit`` at most. Takes time by their number, not by that of tags."""
+        found: list[str] = []
+        try:
+            with self._env.begin(db=self._tables["tags"]) as txn, txn.cursor() as cursor:
+                there = cursor.first()
+                while there and len(found) < limit:
+                    name = bytes(cursor.key()).partition(b"\0")[0]
+                    found.append(name.decode())
+                    there = cursor.set_range(name + b"\1")
+        except lmdb.Error as err:
+            mark_damaged(self._path, err)
+            raise index_error(err) from err
+        return found
 
     def repository(self, repository: str) -> RepositoryRecord | None:
         """Whether the repository is private."""
@@ -235,9 +252,10 @@ class Index:
 
     # -- writing ----------------------------------------------------------------------------------------------------
 
-    async def write(self, op: Callable[[lmdb.Transaction], _T]) -> _T:
-        """Run ``op`` in the writer's next transaction; see Writer.write. Tables are in ``table``."""
-        return await self._writer.write(op, self._changed)
+    async def write(self, op: Callable[[lmdb.Transaction], _T], committed: Callable[[_T], None] | None = None) -> _T:
+        """Run ``op`` in the writer's next transaction; see Writer.write. Tables are in ``table``. Without ``committed``
+        it counts as one of the ``changes``."""
+        return await self._writer.write(op, self._changed if committed is None else committed)
 
     def table(self, name: str) -> lmdb._Database:
         """A sub-database, for ``write``."""
@@ -246,17 +264,32 @@ class Index:
     async def _put(self, table: str, key: bytes, value: bytes) -> None:
         await self._writer.write(lambda txn: txn.put(key, value, db=self._tables[table]))
 
-    async def put_tag(self, repository: str, tag: str, record: TagRecord) -> None:
-        """Where the tag points, or that it points nowhere."""
+    async def put_tag(self, repository: str, tag: str, record: TagRecord) -> TagRecord:
+        """Where the tag points, or that it points nowhere; unless something newer was written meanwhile. What is there
+        now."""
         digest = digest_key(record.digest) if record.digest is not None else b""
-        row = TagRow(digest, record.seen, *record.stamp, record.token)
-        await self._put("tags", tag_key(repository, tag), TAGS.encode(row))
+        key, value = tag_key(repository, tag), TAGS.encode(TagRow(digest, record.seen, *record.stamp, record.token))
+
+        def op(txn: lmdb.Transaction) -> TagRecord:
+            known = TAGS.decode(txn.get(key, db=self._tables["tags"]))
+            if known is not None and Stamp(known.epoch, known.number) > record.stamp:
+                return read_tag(known)
+            txn.put(key, value, db=self._tables["tags"])
+            return record
+
+        return await self._writer.write(op)
 
     async def put_repository(self, repository: str, record: RepositoryRecord) -> None:
-        """Whether the repository is private."""
+        """Whether the repository is private, unless something newer was written meanwhile."""
         row = RepositoryRow(record.private, *record.stamp, record.token, record.hidden)
         key, value = repository_key(repository), REPOSITORIES.encode(row)
-        await self._writer.write(lambda txn: txn.put(key, value, db=self._tables["repos"]), self._changed)
+
+        def op(txn: lmdb.Transaction) -> None:
+            known = REPOSITORIES.decode(txn.get(key, db=self._tables["repos"]))
+            if known is None or Stamp(known.epoch, known.number) <= record.stamp:
+                txn.put(key, value, db=self._tables["repos"])
+
+        await self._writer.write(op, self._changed)
 
     def _changed(self, _done: object = None) -> None:
         self.changes += 1

@@ -19,7 +19,7 @@ from p2pregistry.errors import LocalError, RegistryError
 from p2pregistry.flights import Flights
 from p2pregistry.haves import Haves
 from p2pregistry.pull.commands import Limits
-from p2pregistry.resolve import Resolver
+from p2pregistry.resolve import Feed, Resolver
 from p2pregistry.routing.base import Peer
 from p2pregistry.routing.memory import MemoryNetwork
 from p2pregistry.serve.client_auth import ClientAuth
@@ -138,6 +138,8 @@ async def node_stack(
     max_bytes: int | None = None,
     max_age: float = 3600.0,
     max_stale: float | None = None,
+    peer_stale: float | None = None,
+    feed: Feed | None = None,
     root_key: str | None = None,
     own: Caller = ANYONE,
     auth: bool = False,
@@ -211,7 +213,18 @@ async def node_stack(
             finished=finished,
             note=notes.append,
         )
-        resolver = Resolver(index, trust, visible, source, router, clock=clock, max_age=max_age, max_stale=max_stale)
+        resolver = Resolver(
+            index,
+            trust,
+            visible,
+            source,
+            router,
+            clock=clock,
+            max_age=max_age,
+            max_stale=max_stale,
+            peer_stale=peer_stale,
+            feed=feed,
+        )
         pull = PullApi(
             resolver,
             visible,

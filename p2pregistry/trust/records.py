@@ -208,11 +208,24 @@ def verify_credential(keys: KeySet, token: str) -> Credential:
 def named_peer(token: str) -> str:
     """The peer id that a credential says it is for, before anything of it has been verified. Raises BadContent."""
     try:
-        body = token.split(".")[2]
-        raw = base64.urlsafe_b64decode(body + "=" * (-len(body) % 4))[:-_SIGNATURE]
-        return msgspec.json.decode(raw, type=_Credential).peer_id
+        return _unverified(token, _Credential).peer_id
     except (IndexError, ValueError, RecursionError) as err:
         raise BadContent("this is no credential") from err
+
+
+def says_gone(token: str) -> bool:
+    """Whether a tag's record, which was verified when it came, says that the tag points nowhere."""
+    try:
+        return _unverified(token, _Tag).digest is None
+    except (IndexError, ValueError, RecursionError):
+        return False
+
+
+def _unverified(token: str, kind: type[_R]) -> _R:
+    """Raises IndexError, ValueError or RecursionError."""
+    body = token.split(".")[2]
+    raw = base64.urlsafe_b64decode(body + "=" * (-len(body) % 4))[:-_SIGNATURE]
+    return msgspec.json.decode(raw, type=kind)
 
 
 def verify_revocations(keys: KeySet, token: str) -> Revocations:
