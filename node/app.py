@@ -151,7 +151,8 @@ async def _live(settings: NodeSettings, join: str | None, ready: Ready, stop: tr
         trust = _trust(settings, index, tracker)
         urls = _urls(settings, listeners)
         standing = Standing(trust, joining, speaker)
-        router = await _router(stack, settings, data, urls, lines(index, NEIGHBOURS), standing)
+        neighbours = lines(index, NEIGHBOURS)
+        router = await _router(stack, settings, data, urls, neighbours, standing)
         node, handlers = await _assemble(stack, settings, store, index, tracker, router, urls, standing)
         async with trio.open_nursery() as nursery:
             met = trio.Event()
@@ -160,7 +161,8 @@ async def _live(settings: NodeSettings, join: str | None, ready: Ready, stop: tr
                 nursery.start_soon(joining.run, trust.now)
             with trio.move_on_after(JOIN):  # without the tracker or peers a node serves what it has
                 await met.wait()
-                await router.joined(within=JOIN)
+                if tracker is not None or settings.libp2p.bootstrap or neighbours:
+                    await router.joined(within=JOIN)
             nursery.start_soon(remember_neighbours, node)
             assert node.warmer is not None
             nursery.start_soon(node.warmer.run)  # by now it has the tracker's keys, if it can

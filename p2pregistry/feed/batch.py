@@ -84,18 +84,20 @@ class Gathering:
 
     def add(self, step: Step) -> None:
         """One more."""
-        self._steps.append(step)
         match step:
             case PutRepository(repository=repository):
                 self._named.add(repository)
                 self._listed[repository] = set()
-            case Forget(repository=repository):
+            case Forget(repository=repository, stamp=stamp) if stamp.number > 0:
                 self._named.add(repository)
                 self._listed.pop(repository, None)
             case PutTag(repository=repository, tag=tag, digest=digest):
                 listed = self._listed.get(repository)
                 if listed is not None and digest is not None:
                     listed.add(tag)
+            case _:
+                return  # part of a snapshot, where it says no more than silence
+        self._steps.append(step)
 
     def reset(self) -> None:
         """What came before is of no use; what follows is the whole state."""

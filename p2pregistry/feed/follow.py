@@ -4,12 +4,12 @@ All records are verified before anything is written. What came before a mark is 
 transaction; only of a long snapshot parts go ahead of it, which hold by themselves. So a node that dies has the state
 of some mark, and the next stream goes on from there.
 
-While a stream is open and its first mark has been written, the tags that it covers are *live*: what the index says is
-what the tracker says. A tag that was asked for meanwhile cannot be set back: of two records the one with the higher
+While a stream is open and has caught up, the tags that it covers are *live*: what the index says is what the tracker
+says. A tag that was asked for meanwhile cannot be set back: of two records the one with the higher
 stamp stays, whichever comes last.
 
-Where more is wanted a second stream is begun with the whole interest, and the first one ends with the second one's
-first mark. All streams that break are opened again after a random time, so that nodes do not come back all at once.
+Where more is wanted a second stream is begun with the whole interest, and the first one ends when the second one has
+caught up. All streams that break are opened again after a random time, so that nodes do not come back all at once.
 """
 
 from __future__ import annotations
@@ -94,7 +94,7 @@ class Hooks:
 
 @dataclass(slots=True, eq=False)
 class _Stream:
-    """``clocks``: by how many seconds the tracker's clock is ahead of trio's; ``marked``: its first mark is written."""
+    """``clocks``: by how many seconds the tracker's clock is ahead of trio's; ``marked``: its interest is written."""
 
     request: ChangesRequest
     gathering: Gathering
@@ -259,7 +259,7 @@ class Follower:
                 gathering.add(await self._verified(event))
                 if len(gathering) >= PART:
                     async with self._applying:
-                        await self._write(stream, gathering.take(), None, self._now())
+                        await self._write(stream, gathering.take(), None)
 
     async def _verified(self, event: TagEvent | RepositoryEvent | GoneEvent) -> Step:
         """Raises BadContent unless the tracker signed what it says."""
@@ -280,28 +280,36 @@ class Follower:
         steps = stream.gathering.take()
         ending = stream.gathering.mark(mark.stamp)
         async with self._applying:
-            heard = _measure(stream, mark)
-            first = not stream.marked
-            seen = self._now() - (trio.current_time() - heard)
-            if first or steps or ending.whole or trio.current_time() >= self._kept + KEEP:
-                await self._write(stream, steps, ending, seen)
-                self._kept = trio.current_time()
-            stream.marked = True
-            self._cursor, self._seen, self._heard = mark.stamp, seen, heard
-            if first:
-                self._switch(stream)
+            whole = mark.time > 0  # else there is more to come at once
+            heard, seen = self._heard, self._seen
+            if whole:
+                heard = _measure(stream, mark)
+                seen = self._now() - (trio.current_time() - heard)
+            # a cursor holds for one interest: while another stream is the current one, for that one's
+            keep = whole or self._current in (None, stream)
+            if steps or ending.whole or (keep and not stream.marked) or trio.current_time() >= self._kept + KEEP:
+                await self._write(stream, steps, ending, seen if keep else None)
+            if keep:
+                stream.marked = True
+                self._cursor, self._covered = mark.stamp, stream.request.interest
+            if whole:
+                self._seen, self._heard = seen, heard
+                if self._current is not stream:
+                    self._switch(stream)
 
     def _switch(self, stream: _Stream) -> None:
         """The stream tells all of its interest from now on: it takes the place of the one before."""
         before, self._current, self._opening = self._current, stream, None
-        self._covered = stream.request.interest
         self._wait = 0.0
         self._index.moves += 1
         if before is not None:
             before.scope.cancel()
         self._wake.set()
 
-    async def _write(self, stream: _Stream, steps: list[Step], ending: Ending | None, seen: float) -> None:
+    async def _write(
+        self, stream: _Stream, steps: list[Step], ending: Ending | None, kept: float | None = None
+    ) -> None:
+        """``kept``: the cursor too, as of then."""
         order = None if stream.marked else self._wanted.repositories
         gone = [step.repository for step in steps if isinstance(step, Forget)]
         if ending is not None:
@@ -314,11 +322,14 @@ class Follower:
                 _apply(table, step)
             if ending is not None:
                 _finish(table, ending)
-                table.put_cursor(ending.stamp)
-                if order is not None:
-                    table.put_interest(order, ending.interest)
+                if kept is not None:
+                    table.put_cursor(ending.stamp, kept)
+                    if order is not None:
+                        table.put_interest(order, ending.interest)
 
-        await transact(self._index, work, seen, self._tell)
+        await transact(self._index, work, self._now(), self._tell)
+        if kept is not None:
+            self._kept = trio.current_time()
 
     def _note_gone(self, repository: str) -> None:
         self._moments += 1

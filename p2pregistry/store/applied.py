@@ -163,9 +163,9 @@ class Table:
 
     # ---------------------------------------------------------------------------------------------------------- cursor
 
-    def put_cursor(self, cursor: Stamp) -> None:
-        """Everything up to here is known of the interest."""
-        value = msgspec.json.encode(_Cursor(*cursor, self._seen))
+    def put_cursor(self, cursor: Stamp, seen: float) -> None:
+        """Everything up to here is known of the interest, as of then."""
+        value = msgspec.json.encode(_Cursor(*cursor, seen))
         self._txn.put(meta_key(CURSOR), value, db=self._meta)
 
     def put_interest(self, order: Sequence[str], interest: Interest) -> None:

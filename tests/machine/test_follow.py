@@ -121,6 +121,11 @@ class Tracker:
         return RepositoryEvent(stamp, repository, private, record)
 
 
+def behind(number: int) -> MarkEvent:
+    """A mark with more to come at once."""
+    return MarkEvent(Stamp(1, number), 0.0)
+
+
 def mark(number: int, epoch: int = 1, *, late: float = 0.0) -> MarkEvent:
     return MarkEvent(Stamp(epoch, number), 1_000_000 + trio.current_time() - late)
 
@@ -316,6 +321,36 @@ async def test_more_interest_opens_a_second_stream_before_the_first_one_ends(
         node.follower.use("acme/d")
         await tracker.stream(2)
         assert tracker.opened[2] - tracker.opened[1] >= APART
+
+
+async def test_tags_are_live_once_their_stream_has_caught_up(
+    tmp_path: Path, keys: TrackerKeys, autojump_clock: MockClock
+) -> None:
+    async with running(tmp_path, keys, A) as node:
+        first, tracker = await node.tracker.stream(0), node.tracker
+        first.say(tracker.seen(A, 1), tracker.moved(A, "v1", ONE, 2), behind(2))
+        await node.reach(2)
+        assert not node.follower.live(A, "v1")
+        assert read_known(node.index).cursor == Stamp(1, 2)
+        assert node.follower.confirmed(A, "v1") == 0
+        first.say(tracker.moved(A, "v1", TWO, 3), mark(3))
+        await node.reach(3)
+        assert node.follower.live(A, "v1")
+        # a second one that is behind takes nothing from the first one
+        node.follower.use(B)
+        second = await tracker.stream(1)
+        second.say(tracker.seen(B, 1), tracker.moved(B, "v1", ONE, 2), behind(2))
+        while node.points(B, "v1") is None:
+            await trio.sleep(0.1)
+        known = read_known(node.index)
+        assert (known.cursor, known.order) == (Stamp(1, 3), (A,))
+        assert (node.follower.live(A, "v1"), node.follower.live(B, "v1")) == (True, False)
+        first.say(tracker.moved(A, "v1", ONE, 4), mark(4))
+        await node.reach(4)
+        second.say(mark(5))
+        await node.reach(5)
+        assert read_known(node.index).order == (A, B)
+        assert node.follower.live(B, "v1")
 
 
 async def test_streams_are_opened_again_after_growing_times(

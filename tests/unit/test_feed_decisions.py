@@ -124,3 +124,9 @@ def test_parts_of_a_long_snapshot_are_not_forgotten_by_their_mark() -> None:
     assert len(gathering.take()) == 1
     ending = gathering.mark(Stamp(1, 9))
     assert [ending.drops(A, name, Stamp(1, 1)) for name in ("v1", "v2", "v3")] == [False, False, True]
+
+
+def test_that_something_is_not_there_is_known_at_the_mark_of_a_snapshot() -> None:
+    gathering = gathered(ChangesRequest(Stamp(1, 3), interest(A), interest(A)), Forget(A, Stamp(1, 0)))
+    assert not gathering.take()
+    assert gathering.mark(Stamp(1, 9)).hides(A, Stamp(1, 9))
