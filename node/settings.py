@@ -33,7 +33,7 @@ class Node(Section, frozen=True):
     ] = "info"
     clock_offset: Annotated[
         float,
-        Setting("Added to this machine's clock; for tests of a clock that is wrong.", unit="seconds"),
+        Setting("Seconds that are added to this machine's clock; for tests of a clock that is wrong."),
     ] = 0.0
 
 
