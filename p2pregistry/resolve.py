@@ -246,8 +246,9 @@ class Resolver:
 
     async def _from_neighbours(self, repository: str, tag: str, record: TagRecord | None, err: RegistryError) -> Found:
         """The newest record of the tag that a peer has. Raises Unreachable."""
-        claim, said = await self._ask_neighbours(repository, tag)
-        if claim is not None and said is not None:
+        best = await self._ask_neighbours(repository, tag)
+        if best is not None:
+            claim, said, peer = best
             age = max(0.0, self._trust.now() - claim.issued)
             if self._peer_stale is not None and age >= self._peer_stale:
                 raise Unreachable(f"what peers know of the tag is {age:.0f} s old, and the tracker is away") from err
@@ -259,15 +260,16 @@ class Resolver:
             if found.digest is None:
                 raise no_manifest()
             if self._visible.here(repository):
-                manifest = await self._by_digest(repository, found.digest)
+                manifest = await self._by_digest(repository, found.digest, peer)
                 await self._records.put_tag(repository, tag, found)
                 stale_answers().inc()
                 return Found(manifest, f"the tracker does not answer; a peer has this tag as of {age:.0f} seconds ago")
         raise Unreachable("the tag is not known here and the tracker does not answer") from err
 
-    async def _ask_neighbours(self, repository: str, tag: str) -> tuple[TagClaim | None, RemoteTag | None]:
-        """The newest of the records that a few peers have of a tag. Who has none for this node is silent."""
-        best: tuple[TagClaim | None, RemoteTag | None] = None, None
+    async def _ask_neighbours(self, repository: str, tag: str) -> tuple[TagClaim, RemoteTag, Peer] | None:
+        """The newest of the records that a few peers have of a tag, and whose it is. None: nobody has one for this
+        node."""
+        best: tuple[TagClaim, RemoteTag, Peer] | None = None
         async with trio.open_nursery() as nursery:
             nursery.cancel_scope.deadline = trio.current_time() + PEER_TIMEOUT
 
@@ -282,8 +284,8 @@ class Resolver:
                     return
                 if (claim.repository, claim.tag) != (repository, tag):
                     return
-                if best[0] is None or (best[0].stamp, best[0].issued) < (claim.stamp, claim.issued):
-                    best = claim, said
+                if best is None or (best[0].stamp, best[0].issued) < (claim.stamp, claim.issued):
+                    best = claim, said, peer
                 nursery.cancel_scope.deadline = min(nursery.cancel_scope.deadline, trio.current_time() + OTHERS)
 
             peers = self._router.peers()
@@ -294,7 +296,8 @@ class Resolver:
     def _peer(self, peer: Peer) -> PeerSource:
         return PeerSource(peer.peer_id, peer.url, plain=self._plain, speaker=self._speaker)
 
-    async def _by_digest(self, repository: str, digest: Digest) -> StoredManifest:
+    async def _by_digest(self, repository: str, digest: Digest, at: Peer | None = None) -> StoredManifest:
+        """``at``: a peer that should have it."""
         stored = self._records.manifest(digest)
         if stored is not None and self._visible.here(repository) and self._records.claims(repository, digest):
             return stored
@@ -302,12 +305,14 @@ class Resolver:
         try:
             stored = await self._take_from_tracker(repository, await self._resolve(repository, digest), moment)
         except RemoteError as err:
-            stored = await self._from_peers(repository, digest, err)
+            stored = await self._from_peers(repository, digest, at, err)
         if not self._visible.here(repository):
             raise no_manifest()
         return stored
 
-    async def _from_peers(self, repository: str, digest: Digest, failure: RegistryError) -> StoredManifest:
+    async def _from_peers(
+        self, repository: str, digest: Digest, at: Peer | None, failure: RegistryError
+    ) -> StoredManifest:
         found: list[StoredManifest] = []
         async with trio.open_nursery() as nursery:
             nursery.cancel_scope.deadline = trio.current_time() + PEER_TIMEOUT
@@ -320,6 +325,8 @@ class Resolver:
                 except (RemoteError, NotFound) as err:
                     _log.debug("a peer did not give a manifest", peer=peer.peer_id, why=err.message)
 
+            if at is not None:
+                nursery.start_soon(ask, at)
             await self._router.find(digest, lambda peer: nursery.start_soon(ask, peer), limit=4)
         if not found:
             raise Unreachable("the manifest is not here, and neither the tracker nor a peer gave it") from failure

@@ -219,9 +219,8 @@ async def three(root: Path, clock: Clock, **options: object) -> AsyncIterator[tu
     """A tracker that dies after a node has pulled from it, and a node that had only met it."""
     network = MemoryNetwork()
     async with both(root, Feed(), Clock(), network=network, name="holder") as (tracker, holder):
-        digest, _ = await tracker.registry.push_image(REPO, "1", b"one")
-        await get(holder)
-        network.record(peer_id("holder"), digest, True)
+        await tracker.registry.push_image(REPO, "1", b"one")
+        await get(holder)  # that it has the manifest is known to nobody
         options = {"tracker": tracker.url, "network": network, "clock": clock, "max_age": 10.0} | options
         async with node_stack(root / "second", **options) as node:  # type: ignore[arg-type]
             assert node.tracker is not None
