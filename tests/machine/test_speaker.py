@@ -91,6 +91,20 @@ async def test_a_session_that_the_server_forgot_is_made_again_once() -> None:
     assert 11 <= server.asked[TARGET] <= 20, "each is repeated at most once"
 
 
+async def test_a_new_credential_gets_a_new_session() -> None:
+    """What a node may do is what the credential says that its session was made with."""
+    authority = Authority()
+    server, caller = Server(authority), Caller(authority)
+    async with running(server) as url:
+        client = caller.to(server, url)
+        await get(client)
+        caller.credential = authority.issue(caller.member.peer_id, pulls=("acme/**",))
+        await get(client)
+        await get(client)
+        client.close()
+    assert server.asked == {"/p2p/v1/nonce": 2, "/p2p/v1/session": 2, TARGET: 3}
+
+
 async def test_lines_are_asked_for_with_a_session_too_and_again_where_it_was_forgotten() -> None:
     authority = Authority()
     server, caller = Server(authority), Caller(authority)

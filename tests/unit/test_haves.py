@@ -302,3 +302,22 @@ def test_a_partial_is_closed_when_it_is_needed_no_more(how: str) -> None:
     endings[how]()
     assert haves.partial(A) is None
     assert closed == [1]
+
+
+def test_when_who_may_have_what_has_changed_each_watcher_is_told() -> None:
+    haves, allowed = Haves(), {A, B}
+    haves.begin(A, 20, [0])
+    haves.begin(B, 20, [0])
+    watcher = haves.watch(watch(0, A, B), lambda digest: digest in allowed)
+    told = Told({0: 20, 1: 20})
+    told.take(watcher.news())
+    assert set(told.pieces) == {0, 1}
+    allowed.remove(A)
+    assert not watcher.pending
+    haves.look_again()
+    told.take(watcher.news())
+    assert set(told.pieces) == {1}
+    allowed.add(A)
+    haves.look_again()
+    told.take(watcher.news())
+    assert told.pieces == {0: {0}, 1: {0}}

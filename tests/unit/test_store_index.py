@@ -16,7 +16,7 @@ from p2pregistry.errors import LocalError
 from p2pregistry.store import index as index_module
 from p2pregistry.store.environment import MARK
 from p2pregistry.store.forget import keep_only
-from p2pregistry.store.index import BlobEntry, StoredManifest, TagRecord, kept_path, open_index
+from p2pregistry.store.index import BlobEntry, RepositoryRecord, StoredManifest, TagRecord, kept_path, open_index
 from p2pregistry.store.kept import format_kept, parse_kept
 from p2pregistry.store.records import (
     BLOBS,
@@ -54,6 +54,30 @@ async def test_tags(tmp_path: Path) -> None:
         for repository, tag in (("r" * 256, "t"), ("r", "t" * 129), ("", "t"), ("r", ""), ("a\0b", "c"), ("a", "b\0c")):
             with pytest.raises(ValueError):
                 index.tag(repository, tag)
+
+
+async def test_an_older_record_of_a_tag_or_repository_is_not_written(tmp_path: Path) -> None:
+    async with open_index(tmp_path / "i") as index:
+        newer, older = TagRecord(A, 1.0, Stamp(2, 1)), TagRecord(B, 2.0, Stamp(1, 9))
+        assert await index.put_tag("acme/api", "1", newer) == newer
+        assert await index.put_tag("acme/api", "1", older) == newer
+        assert index.tag("acme/api", "1") == newer
+        again = TagRecord(None, 3.0, Stamp(2, 1))
+        assert await index.put_tag("acme/api", "1", again) == again
+        await index.put_repository("acme/api", RepositoryRecord(True, Stamp(2, 1), "newer"))
+        await index.put_repository("acme/api", RepositoryRecord(False, Stamp(1, 9), "older"))
+        assert index.repository("acme/api") == RepositoryRecord(True, Stamp(2, 1), "newer")
+
+
+async def test_the_repositories_of_which_tags_are_known(tmp_path: Path) -> None:
+    async with open_index(tmp_path / "i") as index:
+        assert index.owners(10) == []
+        names = ["a", "a-b", "a/b", "a1", "b"]
+        for name in names:
+            for tag in ("1", "zz"):
+                await index.put_tag(name, tag, TagRecord(A, 1.0))
+        assert sorted(index.owners(10)) == sorted(names)
+        assert len(index.owners(3)) == 3
 
 
 async def test_manifests_claims_and_refs(tmp_path: Path) -> None:
