@@ -17,7 +17,7 @@ from urllib.parse import urlsplit
 import trio
 
 from node.admin import admin_handler
-from node.following import follower
+from node.following import follower, heard_of
 from node.joining import enter
 from node.settings import MIB, NodeSettings
 from node.standing import Standing
@@ -352,6 +352,8 @@ async def _assemble(
     nursery.start_soon(_confirm, resolver, visible)
     nursery.start_soon(_know_own_rights, node)
     node.warmer = make_warmer(settings, index, cache, resolver, flights)
+    if node.feed is not None:
+        node.warmer.live = heard_of(node.feed)
     pull = _pull_api(node, resolver, cache)
     slots = Slots(settings.peer.max_uploads, settings.peer.queue)
     peers = PeerApi(

@@ -51,6 +51,8 @@ LONGEST_WAIT: Final = 60.0
 #: Seconds for which more that is wanted is gathered before a second stream is opened, and between two such openings.
 GATHER: Final = 0.1
 APART: Final = 1.0
+#: Seconds between two looks whether more is wanted.
+LOOK: Final = 1.0
 #: Steps that are written before their mark where there are that many.
 PART: Final = 5000
 #: Seconds between two writings of a cursor behind which nothing has changed for this node.
@@ -201,7 +203,8 @@ class Follower:
                     self._opening = _Stream(request, Gathering(request))
                     nursery.start_soon(self._one, self._opening)
                 else:
-                    await self._wake.wait()
+                    with trio.move_on_after(LOOK):  # patterns change without a word
+                        await self._wake.wait()
 
     def again(self) -> None:
         """What this node may see has changed, or what is known was dropped: begin with the whole state, at once."""

@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 from p2pregistry.feed_messages import MOST_PATTERNS, MOST_REPOSITORIES, NOTHING, ChangesRequest, Interest
 from p2pregistry.trust.records import Stamp
 
 
 class Wanted:
-    """``limit`` repositories at most, those that were asked for last, and all of ``patterns``.
+    """``limit`` repositories at most, those that were asked for last, and what ``patterns`` gives, which may change.
 
     ``known``: repositories to begin with, the one that was asked for last at the end.
     """
 
-    def __init__(self, patterns: Iterable[str] = (), *, limit: int = 1000, known: Iterable[str] = ()) -> None:
-        self._patterns = frozenset(list(dict.fromkeys(patterns))[:MOST_PATTERNS])
+    def __init__(
+        self, patterns: Callable[[], Iterable[str]] = tuple, *, limit: int = 1000, known: Iterable[str] = ()
+    ) -> None:
+        self._give = patterns
         self._limit = min(limit, MOST_REPOSITORIES)
         # a dict that keeps an order: the repository that was asked for last is its last
         self._repositories: dict[str, None] = dict.fromkeys(known)
@@ -33,6 +35,10 @@ class Wanted:
     def _trim(self) -> None:
         while len(self._repositories) > self._limit:
             del self._repositories[next(iter(self._repositories))]
+
+    @property
+    def _patterns(self) -> frozenset[str]:
+        return frozenset(list(dict.fromkeys(self._give()))[:MOST_PATTERNS])
 
     @property
     def repositories(self) -> list[str]:

@@ -166,7 +166,7 @@ async def running(
             tracker,
             tracker,
             index,
-            Wanted(patterns, limit=limit, known=[*state.order, *known]),
+            Wanted(lambda: patterns, limit=limit, known=[*state.order, *known]),
             state,
             now=lambda: 2_000_000 + trio.current_time(),
             hooks=Hooks(

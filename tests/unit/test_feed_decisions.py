@@ -35,7 +35,7 @@ def gathered(request: ChangesRequest, *steps: Step) -> Gathering:
 
 
 def test_the_repositories_that_were_asked_for_last_are_wanted() -> None:
-    wanted = Wanted(["x/*:v*"], limit=2, known=["a", "b", "c"])
+    wanted = Wanted(lambda: ["x/*:v*"], limit=2, known=["a", "b", "c"])
     assert wanted.repositories == ["b", "c"]
     assert not wanted.use("b")
     assert wanted.use("d")
@@ -44,7 +44,7 @@ def test_the_repositories_that_were_asked_for_last_are_wanted() -> None:
 
 
 def test_what_an_interest_lacks() -> None:
-    wanted = Wanted(["x/*:v*"], known=["a"])
+    wanted = Wanted(lambda: ["x/*:v*"], known=["a"])
     assert not wanted.lacks(interest("a", "b", patterns=("x/*:v*", "y/*:v*")))
     assert wanted.lacks(interest("a"))
     assert wanted.lacks(interest("b", patterns=("x/*:v*",)))
