@@ -21,7 +21,16 @@ from node.following import follower, heard_of
 from node.joining import enter
 from node.settings import MIB, NodeSettings
 from node.standing import Standing
-from node.visits import NEIGHBOURS, TOKEN_URL, known_names, lines, remember_neighbours, visit_tracker
+from node.visits import (
+    NEIGHBOURS,
+    TOKEN_URL,
+    confirm,
+    know_own_rights,
+    known_names,
+    lines,
+    remember_neighbours,
+    visit_tracker,
+)
 from node.warming import AskedFor, make_warmer
 from p2pregistry import __version__, observe
 from p2pregistry.content.metainfo import BlobRef
@@ -70,12 +79,6 @@ if TYPE_CHECKING:
 
 #: Seconds that answers under way may take at shutdown, and that the whole shutdown may take.
 GRACE, DEADLINE = 5.0, 15.0
-#: Seconds between two looks at what the node's own credential allows.
-OWN = 1.0
-#: Seconds between two questions to the tracker whether what is served is still what may be served.
-CONFIRM = 20.0
-#: Public repositories that are asked about each time though nobody used them.
-DOUBTFUL = 100
 #: Seconds a start waits for the tracker and the first neighbours.
 JOIN = 3.0
 #: Of the peer listener: who takes nothing for so long is not kept a slot, and a slot is given back when the bytes are
@@ -349,8 +352,8 @@ async def _assemble(
         node.feed = follower(node, tracker, haves)
         nursery.start_soon(node.feed.run)
     resolver = _resolver(node)
-    nursery.start_soon(_confirm, resolver, visible)
-    nursery.start_soon(_know_own_rights, node)
+    nursery.start_soon(confirm, resolver, visible)
+    nursery.start_soon(know_own_rights, node)
     node.warmer = make_warmer(settings, index, cache, resolver, flights)
     if node.feed is not None:
         node.warmer.live = heard_of(node.feed)
@@ -461,21 +464,6 @@ def _resolver(node: Node) -> Resolver:
         plain=node.settings.peer.plain,
         speaker=node.standing.speaker,
     )
-
-
-async def _know_own_rights(node: Node) -> None:
-    """What this node may pull itself changes with its credential: renewed, revoked, run out."""
-    while True:
-        node.visible.become(node.standing.own(node.settings, node.peer_id))
-        await trio.sleep(OWN)
-
-
-async def _confirm(resolver: Resolver, visible: Visible) -> None:
-    """Ask again and again whose content is whose: a repository may have become private. What was asked for comes each
-    time, the rest of what is public in turn, from the start on: it may be long since this node ran."""
-    while True:
-        await resolver.confirm(sorted({*visible.used(), *visible.doubtful(DOUBTFUL)}))
-        await trio.sleep(CONFIRM)
 
 
 def _pull_api(node: Node, resolver: Resolver, cache: Cache) -> PullApi:

@@ -12,13 +12,21 @@ import trio
 from node.settings import NodeSettings
 from p2pregistry import observe
 from p2pregistry.errors import RemoteError
+from p2pregistry.resolve import Resolver
 from p2pregistry.store.index import Index
+from p2pregistry.visible import Visible
 
 if TYPE_CHECKING:
     from node.app import Node
 
 #: Seconds between two looks at the neighbours.
 REMEMBER: Final = 30.0
+#: Seconds between two looks at what the node's own credential allows.
+OWN: Final = 1.0
+#: Seconds between two questions to the tracker whether what is served is still what may be served.
+CONFIRM: Final = 20.0
+#: Public repositories that are asked about each time though nobody used them.
+DOUBTFUL: Final = 100
 #: Neighbours whose addresses outlive a restart.
 MOST_NEIGHBOURS: Final = 20
 #: Keys of the index under which they, the tracker's names and its token URL are kept.
@@ -89,3 +97,18 @@ async def _visit(node: Node) -> bool:
     node.router.bootstrap(swarm.libp2p)
     node.swarm_seen = time.time()
     return True
+
+
+async def know_own_rights(node: Node) -> None:
+    """What this node may pull itself changes with its credential: renewed, revoked, run out."""
+    while True:
+        node.visible.become(node.standing.own(node.settings, node.peer_id))
+        await trio.sleep(OWN)
+
+
+async def confirm(resolver: Resolver, visible: Visible) -> None:
+    """Ask again and again whose content is whose: a repository may have become private. What was asked for comes each
+    time, the rest of what is public in turn, from the start on: it may be long since this node ran."""
+    while True:
+        await resolver.confirm(sorted({*visible.used(), *visible.doubtful(DOUBTFUL)}))
+        await trio.sleep(CONFIRM)

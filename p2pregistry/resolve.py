@@ -246,9 +246,9 @@ class Resolver:
 
     async def _from_neighbours(self, repository: str, tag: str, record: TagRecord | None, err: RegistryError) -> Found:
         """The newest record of the tag that a peer has. Raises Unreachable."""
-        best = await self._ask_neighbours(repository, tag)
-        if best is not None:
-            claim, said, peer = best
+        answers = await self._ask_neighbours(repository, tag)
+        if answers:
+            claim, said, _peer = max(answers, key=lambda answer: (answer[0].stamp, answer[0].issued))
             age = max(0.0, self._trust.now() - claim.issued)
             if self._peer_stale is not None and age >= self._peer_stale:
                 raise Unreachable(f"what peers know of the tag is {age:.0f} s old, and the tracker is away") from err
@@ -260,21 +260,20 @@ class Resolver:
             if found.digest is None:
                 raise no_manifest()
             if self._visible.here(repository):
-                manifest = await self._by_digest(repository, found.digest, peer)
+                there = [peer for known, _said, peer in answers if known.digest == found.digest]
+                manifest = await self._by_digest(repository, found.digest, there)
                 await self._records.put_tag(repository, tag, found)
                 stale_answers().inc()
                 return Found(manifest, f"the tracker does not answer; a peer has this tag as of {age:.0f} seconds ago")
         raise Unreachable("the tag is not known here and the tracker does not answer") from err
 
-    async def _ask_neighbours(self, repository: str, tag: str) -> tuple[TagClaim, RemoteTag, Peer] | None:
-        """The newest of the records that a few peers have of a tag, and whose it is. None: nobody has one for this
-        node."""
-        best: tuple[TagClaim, RemoteTag, Peer] | None = None
+    async def _ask_neighbours(self, repository: str, tag: str) -> list[tuple[TagClaim, RemoteTag, Peer]]:
+        """The records that a few peers have of a tag; who has none for this node is silent."""
+        found: list[tuple[TagClaim, RemoteTag, Peer]] = []
         async with trio.open_nursery() as nursery:
             nursery.cancel_scope.deadline = trio.current_time() + PEER_TIMEOUT
 
             async def ask(peer: Peer) -> None:
-                nonlocal best
                 try:
                     with closing(self._peer(peer)) as source:
                         said = await source.tag(repository, tag)
@@ -284,20 +283,19 @@ class Resolver:
                     return
                 if (claim.repository, claim.tag) != (repository, tag):
                     return
-                if best is None or (best[0].stamp, best[0].issued) < (claim.stamp, claim.issued):
-                    best = claim, said, peer
+                found.append((claim, said, peer))
                 nursery.cancel_scope.deadline = min(nursery.cancel_scope.deadline, trio.current_time() + OTHERS)
 
             peers = self._router.peers()
             for peer in random.sample(peers, min(len(peers), ASKED)):
                 nursery.start_soon(ask, peer)
-        return best
+        return found
 
     def _peer(self, peer: Peer) -> PeerSource:
         return PeerSource(peer.peer_id, peer.url, plain=self._plain, speaker=self._speaker)
 
-    async def _by_digest(self, repository: str, digest: Digest, at: Peer | None = None) -> StoredManifest:
-        """``at``: a peer that should have it."""
+    async def _by_digest(self, repository: str, digest: Digest, at: Sequence[Peer] = ()) -> StoredManifest:
+        """``at``: peers that may have it."""
         stored = self._records.manifest(digest)
         if stored is not None and self._visible.here(repository) and self._records.claims(repository, digest):
             return stored
@@ -311,7 +309,7 @@ class Resolver:
         return stored
 
     async def _from_peers(
-        self, repository: str, digest: Digest, at: Peer | None, failure: RegistryError
+        self, repository: str, digest: Digest, at: Sequence[Peer], failure: RegistryError
     ) -> StoredManifest:
         found: list[StoredManifest] = []
         async with trio.open_nursery() as nursery:
@@ -325,8 +323,8 @@ class Resolver:
                 except (RemoteError, NotFound) as err:
                     _log.debug("a peer did not give a manifest", peer=peer.peer_id, why=err.message)
 
-            if at is not None:
-                nursery.start_soon(ask, at)
+            for peer in at:
+                nursery.start_soon(ask, peer)
             await self._router.find(digest, lambda peer: nursery.start_soon(ask, peer), limit=4)
         if not found:
             raise Unreachable("the manifest is not here, and neither the tracker nor a peer gave it") from failure
