@@ -19,6 +19,7 @@ import trio
 from node.admin import admin_handler
 from node.following import follower, heard_of
 from node.joining import enter
+from node.parts import make_rates, make_tracker
 from node.settings import MIB, NodeSettings
 from node.standing import Standing
 from node.visits import (
@@ -38,7 +39,7 @@ from p2pregistry.content.unixfs import PIECE_SIZE
 from p2pregistry.crowd.announcer import MOST_HELD, Me
 from p2pregistry.crowd.finder import CrowdFinder
 from p2pregistry.digest import Digest
-from p2pregistry.errors import LocalError, RequestError, SettingsError, Unreachable
+from p2pregistry.errors import LocalError, RequestError
 from p2pregistry.feed.follow import Follower
 from p2pregistry.flights import Flights
 from p2pregistry.haves import Haves
@@ -68,7 +69,7 @@ from p2pregistry.store.index import Index, open_index
 from p2pregistry.store.records import StoredManifest
 from p2pregistry.store.recover import discard_partials, reconcile, stale_partials
 from p2pregistry.trust.certificate import server_context
-from p2pregistry.trust.keys import KeySet, check_root_public
+from p2pregistry.trust.keys import KeySet
 from p2pregistry.trust.records import ANYONE
 from p2pregistry.trusting import Trust
 from p2pregistry.visible import Visible
@@ -148,7 +149,7 @@ async def _live(settings: NodeSettings, join: str | None, ready: Ready, stop: tr
         tls = None if settings.peer.plain else server_context(identity)
         settings, joining = await enter(settings, index, identity, join)
         speaker = None if joining is None else Speaker(identity, joining.token)
-        tracker = _tracker(settings, speaker)
+        tracker = make_tracker(settings, speaker)
         if tracker is not None:
             stack.callback(tracker.close)
         trust = _trust(settings, index, tracker)
@@ -238,23 +239,6 @@ def _advertised(settings: NodeSettings, peer: list[trio.SocketListener]) -> str:
     return f"{scheme}://{f'[{host}]' if ':' in host else host}:{_port(peer)}"
 
 
-def _tracker(settings: NodeSettings, speaker: Speaker | None) -> TrackerSource | None:
-    if settings.tracker.root_key is not None:
-        check_root_public(settings.tracker.root_key)
-    if settings.tracker.url is None:
-        return None
-    try:
-        return TrackerSource(
-            settings.tracker.url,
-            timeout=settings.tracker.timeout,
-            peer_id=settings.tracker.peer_id or "",
-            plain=settings.peer.plain,
-            speaker=speaker,
-        )
-    except Unreachable as err:
-        raise SettingsError(f"$.tracker.url: {err.message}") from err
-
-
 async def _router(
     stack: AsyncExitStack,
     settings: NodeSettings,
@@ -341,7 +325,7 @@ async def _assemble(
     stack.callback(nursery.cancel_scope.cancel)
     await nursery.start(finder.serve)
     nursery.start_soon(advertiser.serve)
-    rates = _rates(settings)
+    rates = make_rates(settings)
     flights = _flights(settings, store, cache, index, finder, haves, advertiser, rates)
     await stack.enter_async_context(flights.running())
     peer_id = router.peer_id
@@ -393,17 +377,6 @@ def _trust(settings: NodeSettings, index: Index, tracker: TrackerSource | None) 
         offline_grace=stated.offline_grace,
         clock=settings.clock,
         forget=forget,
-    )
-
-
-def _rates(settings: NodeSettings) -> Rates:
-    peer = settings.peer
-    return Rates(
-        egress=peer.egress,
-        ingress=peer.ingress,
-        egress_other_zones=peer.egress_other_zones,
-        ingress_other_zones=peer.ingress_other_zones,
-        zone=settings.node.zone,
     )
 
 

@@ -7,19 +7,21 @@ import http.client
 import json
 import os
 import signal
-import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from urllib.parse import quote, urlsplit
 
+import psycopg
 import pytest
 
 from p2pregistry.digest import Digest
-from p2pregistry.testing.cable import Cable, cable
+from p2pregistry.testing.cable import cable
 from p2pregistry.testing.cluster import eventually
 from p2pregistry.testing.node_process import NodeProcess, node_process
-from p2pregistry.testing.tracker_process import Client, Image, TrackerProcess, tracker
+from p2pregistry.testing.postgres import running
+from p2pregistry.testing.tracker_process import Client, Image, tracker
+from tracker.embedded import embedded_postgres
 
 pytestmark = pytest.mark.e2e
 
@@ -97,19 +99,6 @@ def nodes(folder: Path, url: str, count: int, **sets: object) -> Iterator[list[N
     with ExitStack() as stack:
         settings = {"tags__max_age": 0.0} | sets
         yield [stack.enter_context(node_process(folder / f"node{number}", url, **settings)) for number in range(count)]
-
-
-@contextmanager
-def kept_port(folder: Path, port: int, **sets: str) -> Iterator[TrackerProcess]:
-    """The tracker, where it was before."""
-    with tracker(
-        folder, {"peer.port": str(port), **{key.replace("__", "."): text for key, text in sets.items()}}
-    ) as one:
-        yield one
-
-
-def peer_port(process: TrackerProcess) -> int:
-    return int(urlsplit(str(process.facts["peer_url"])).port or 0)
 
 
 def test_a_tag_that_moves_is_served_by_every_node_and_one_that_goes_by_none(tmp_path: Path) -> None:
@@ -226,8 +215,9 @@ def test_a_clock_that_is_an_hour_off(tmp_path: Path, offset: float) -> None:
 def test_a_node_that_was_away_for_longer_than_changes_are_kept(tmp_path: Path) -> None:
     tags = [f"v{number}" for number in range(6)]
     with ExitStack() as stack:
-        process = stack.enter_context(tracker(tmp_path / "tracker"))
-        port, line = peer_port(process), stack.enter_context(cable(str(process.facts["peer_url"])))
+        dsn = stack.enter_context(running(lambda: embedded_postgres(tmp_path / "postgres")))
+        process = stack.enter_context(tracker(tmp_path / "tracker", {"database.dsn": dsn}))
+        line = stack.enter_context(cable(str(process.facts["peer_url"])))
         client = Client(process)
         for tag in tags:
             client.push(REPO, tag, image("one"))
@@ -241,7 +231,14 @@ def test_a_node_that_was_away_for_longer_than_changes_are_kept(tmp_path: Path) -
             delete_tag(client, tag)
         client.push(REPO, tags[3], image("two"))
         assert served(node, tags[0]) == digest("one")  # last known
-        _compact(stack, tmp_path / "tracker", process, port, line)
+        # a month goes by, and a tracker forgets what was gone before
+        process.kill()
+        process.process.wait()
+        with psycopg.connect(dsn) as connection:
+            connection.execute("update changes set at = at - interval '31 days'")
+        after = stack.enter_context(tracker(tmp_path / "tracker", {"database.dsn": dsn}))
+        eventually("the changes are compacted", lambda: _pruned(dsn) > 0)
+        line.plug(str(after.facts["peer_url"]))
         eventually("the node follows again", lambda: node.status()["feed_connected"], within=90.0)
         assert [served(node, tag) for tag in tags[:3]] == [404, 404, 404]
         assert served(node, tags[3]) == digest("two")
@@ -252,10 +249,8 @@ def test_a_node_that_was_away_for_longer_than_changes_are_kept(tmp_path: Path) -
         assert served(node, tags[4]) == digest("one")
 
 
-def _compact(stack: ExitStack, folder: Path, process: TrackerProcess, port: int, line: Cable) -> None:
-    """A tracker that keeps no tombstones, in place of the one before."""
-    process.kill()
-    process.process.wait()
-    time.sleep(0.1)
-    after = stack.enter_context(kept_port(folder, port, feed__keep="0"))
-    line.plug(str(after.facts["peer_url"]))
+def _pruned(dsn: str) -> int:
+    with psycopg.connect(dsn) as connection:
+        row = connection.execute("select pruned from change_state").fetchone()
+    assert row is not None
+    return int(row[0])
