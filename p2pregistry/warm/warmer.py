@@ -244,6 +244,8 @@ class Warmer:
 
     async def _watch(self) -> None:
         for pin in self.pins.all():  # something may be missing
+            if (pin.repository, pin.reference) in self._known:
+                continue  # where it points now has been heard of already
             digest = Digest.parse(pin.digest) if pin.digest else None
             self._put(Job(pin.repository, pin.reference, Depth.PIN, pin.wanted, digest))
         while True:
