@@ -28,6 +28,7 @@ BENCHES = {
     "pieces": ("pieces", "pieces from one process to another, plain and over TLS"),
     "push": ("push", "a layer pushed to the tracker"),
     "tags": ("tags", "lists of many tags and of many repositories"),
+    "feed": ("feed", "tags that move, and nodes that hear of it"),
     "lookup": ("lookup", "who holds a blob, through the DHT"),
 }
 

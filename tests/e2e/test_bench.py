@@ -124,6 +124,14 @@ def test_pushes_are_measured() -> None:
     assert results(output)["tracker, push"]["value"] > 0
 
 
+def test_a_feed_is_measured() -> None:
+    arguments = ("--tags", "2000", "--seconds", "2", "--rate", "50", "--listeners", "5", "--idle", "5")
+    with bench("feed", *arguments, "--runs", "1", "--json") as (process, _):
+        output, said = process.communicate(timeout=PATIENCE)
+        assert process.returncode == 0, said
+    assert results(output)["from a move to the event, 99 of 100"]["value"] > 0
+
+
 def test_long_lists_are_measured() -> None:
     with bench("tags", "--count", "12000", "--runs", "1", "--json") as (process, _):
         output, said = process.communicate(timeout=PATIENCE)

@@ -15,18 +15,25 @@ from tracker.catalog.trail import By, record
 from tracker.db import Connection, Db
 
 _STATE: Final = "select epoch, number, pruned from change_state"
-# One statement, so one look at counter and changes. The limit comes before the joins.
+# One statement, so one look at counter and changes. What belongs to a change is looked up for each: joins of tables of
+# which the planner knows too little may read a million tags for ten changes.
 _SINCE: Final = """
-select s.epoch, s.number, s.pruned, c.number, c.kind, c.repository, c.name, m.digest, c.gone, r.private,
-    coalesce(rc.number, 0), coalesce(c.public_until, 0)
-from change_state s left join lateral (
+select s.epoch, s.number, s.pruned, c.number, c.kind, c.repository, c.name,
+    case when c.kind = 'tag' then (
+        select m.digest from repositories r join tags t on t.repository_id = r.id
+        join manifests m on m.id = t.manifest_id
+        where r.name = c.repository and t.name = c.name
+    ) end,
+    c.gone,
+    case when c.kind in ('tag', 'repository') then (select private from repositories where name = c.repository) end,
+    case when c.kind = 'tag' then coalesce((
+        select rc.number from changes rc where rc.kind = 'repository' and rc.repository = c.repository and rc.name = ''
+    ), 0) else 0 end,
+    coalesce(c.public_until, 0)
+from (select * from change_state limit 1) s left join lateral (
     select * from changes c where c.number > %(after)s and c.kind <> 'access' {scope}
     order by c.number limit %(limit)s
 ) c on true
-left join repositories r on c.kind in ('tag', 'repository') and r.name = c.repository
-left join tags t on c.kind = 'tag' and t.repository_id = r.id and t.name = c.name
-left join manifests m on m.id = t.manifest_id
-left join changes rc on c.kind = 'tag' and rc.kind = 'repository' and rc.repository = c.repository and rc.name = ''
 order by c.number
 """
 _SCOPE: Final = """
@@ -35,18 +42,23 @@ and (c.kind in ('node', 'keys') or c.repository = any(%(repositories)s)
 """
 # Each repository gives no more than is asked for, in the order of its index.
 _TAGS: Final = """
-select r.name, t.name, t.digest, t.number, r.private, coalesce(rc.number, 0)
-from repositories r cross join lateral (
-    select t.name, m.digest, coalesce(c.number, 0) as number
-    from (
+select t.repository, t.name, (select m.digest from manifests m where m.id = t.manifest_id),
+    coalesce((
+        select c.number from changes c where c.kind = 'tag' and c.repository = t.repository and c.name = t.name
+    ), 0),
+    t.private,
+    coalesce((
+        select c.number from changes c where c.kind = 'repository' and c.repository = t.repository and c.name = ''
+    ), 0)
+from (
+    select r.name as repository, r.private, t.name, t.manifest_id from repositories r cross join lateral (
         select name, manifest_id from tags t
         where t.repository_id = r.id and (r.name > %(repository)s or t.name > %(tag)s) order by t.name limit %(limit)s
-    ) t join manifests m on m.id = t.manifest_id
-    left join changes c on c.kind = 'tag' and c.repository = r.name and c.name = t.name
+    ) t
+    where r.name = any(%(repositories)s) and r.name >= %(repository)s
+    order by r.name, t.name limit %(limit)s
 ) t
-left join changes rc on rc.kind = 'repository' and rc.repository = r.name and rc.name = ''
-where r.name = any(%(repositories)s) and r.name >= %(repository)s
-order by r.name, t.name limit %(limit)s
+order by t.repository, t.name
 """
 _REPOSITORIES: Final = """
 select r.name, r.private, coalesce(c.number, 0), coalesce(c.public_until, 0) from repositories r
