@@ -49,6 +49,8 @@ class _Job:
         self.lock = threading.Lock()
         self.finished = threading.Event()
         self.connection: Connection | None = None
+        #: A thread has it, or will have it in any case: only then there is an end to wait for.
+        self.handed = False
         self.interrupted = False
         #: The function was entered, so it may have changed something.
         self.began = False
@@ -72,6 +74,20 @@ class _Job:
                     # The server cannot be reached; the statement will fail by itself.
                     self.finished.wait(_CANCEL_PAUSE)
             self.finished.wait(_CANCEL_PAUSE)
+
+
+class _Handing:
+    """A limiter that notes when a job is given to a thread: before that, cancelling it leaves nothing to end."""
+
+    def __init__(self, limiter: trio.CapacityLimiter, job: _Job) -> None:
+        self._limiter, self._job = limiter, job
+
+    async def acquire_on_behalf_of(self, borrower: object) -> None:
+        await self._limiter.acquire_on_behalf_of(borrower)
+        self._job.handed = True  # from here to the start of the thread nothing waits
+
+    def release_on_behalf_of(self, borrower: object) -> None:
+        self._limiter.release_on_behalf_of(borrower)
 
 
 class Db:
@@ -181,11 +197,14 @@ class Db:
                     raise LocalError(f"the database failed: {_describe(error)}") from error
 
     async def _hop(self, job: _Job, block: bool, fn: Callable[[Connection, *Ts], T], args: tuple[*Ts]) -> T:
+        handing: Any = _Handing(self._limiter, job)
         try:
             return await trio.to_thread.run_sync(
-                lambda: self._run(job, block, fn, args), limiter=self._limiter, abandon_on_cancel=True
+                lambda: self._run(job, block, fn, args), limiter=handing, abandon_on_cancel=True
             )
         except trio.Cancelled:
+            if not job.handed:
+                raise
             # Not really abandoned: nothing goes on behind the caller's back.
             with trio.CancelScope(shield=True):
                 await trio.to_thread.run_sync(job.interrupt, limiter=self._cancel_limiter)

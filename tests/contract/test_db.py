@@ -199,6 +199,17 @@ async def test_a_transaction_of_many_statements_is_cancelled_too(db: Db) -> None
     assert await db.tx(insert, 1) == 1
 
 
+@pytest.mark.parametrize("ticks", range(8))
+async def test_cancelling_before_a_thread_has_it_leaves_nothing_to_wait_for(db: Db, ticks: int) -> None:
+    with trio.fail_after(10):
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(db.query, pid)
+            for _ in range(ticks):
+                await trio.lowlevel.cancel_shielded_checkpoint()
+            nursery.cancel_scope.cancel()
+    assert await db.query(pid)
+
+
 async def test_statements_have_a_time_limit(database: str) -> None:
     db = Db(database, statement_timeout=0.05)
     for call in (db.query, db.tx):
