@@ -3,7 +3,8 @@
 The tracker has many tags in a hundred repositories, written by SQL. Nodes in another process listen over sockets, each
 to one of the repositories; others listen to what never changes. Tags then move, each in a transaction of its own. What
 is measured is the time from before that transaction to the event at each node that listens to the repository, and what
-a node that hears nothing costs the tracker. Peers speak plain HTTP here: TLS has its own memory.
+a node that hears nothing costs the tracker; then what it costs a node to know as many tags. Peers speak plain HTTP
+here: TLS has its own memory.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from typing import Final
 
 import psycopg
 import trio
+from known_tags import measure_known_tags
 from measure import say
 from processes import PROGRAM, BenchError, running
 from report import Report
@@ -85,6 +87,7 @@ def run(args: argparse.Namespace, report: Report) -> None:
             cursor = _fill(dsn, each)
             with _tracker(folder, dsn) as tracker:
                 _measure(tracker, cursor, args, report, dsn, folder)
+        measure_known_tags(folder / "node", report, tags=args.tags, runs=rounds)
 
 
 def _measure(

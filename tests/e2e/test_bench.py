@@ -130,6 +130,7 @@ def test_a_feed_is_measured() -> None:
         output, said = process.communicate(timeout=PATIENCE)
         assert process.returncode == 0, said
     assert results(output)["from a move to the event, 99 of 100"]["value"] > 0
+    assert results(output)["a look-up of a known tag"]["value"] > 0
 
 
 def test_long_lists_are_measured() -> None:
