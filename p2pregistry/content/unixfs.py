@@ -98,6 +98,36 @@ def build(hashes: bytes, size: int, *, width: int = WIDTH) -> Dag:
     return Dag(level[0].cid, tuple(block for blocks in reversed(levels) for block in blocks))
 
 
+def in_order(
+    hashes: bytes, size: int, first: int = 0, last: int | None = None, *, width: int = WIDTH
+) -> Iterator[tuple[bytes, bytes | int]]:
+    """The DAG of ``build`` depth first, as a CAR with ``order=dfs`` has it: (CID, block) of an inner node, (CID, index)
+    of a piece. Of pieces only ``first`` to ``last``, both included, and of inner nodes those above them."""
+    count = piece_count(size)
+    last = count - 1 if last is None else min(last, count - 1)
+    blocks = iter(build(hashes, size, width=width).blocks)
+    # nodes of each level from the root down, and how many pieces one of them spans
+    shape: list[int] = []
+    nodes = count
+    while nodes > 1:
+        nodes = -(-nodes // width)
+        shape.append(nodes)
+    levels = [[next(blocks) for _ in range(nodes)] for nodes in reversed(shape)]
+
+    def below(level: int, index: int) -> Iterator[tuple[bytes, bytes | int]]:
+        if level == len(levels):
+            yield CID_RAW_PREFIX + hashes[32 * index : 32 * index + 32], index
+            return
+        block = levels[level][index]
+        yield CID_DAG_PB_PREFIX + hashlib.sha256(block).digest(), block
+        span = width ** (len(levels) - level - 1)
+        begin, end = max(index * width, first // span), min((index + 1) * width, last // span + 1)
+        for child in range(begin, end):
+            yield from below(level + 1, child)
+
+    yield from below(0, 0)
+
+
 def _read_varint(data: bytes, at: int) -> tuple[int, int]:
     value = shift = 0
     while True:
