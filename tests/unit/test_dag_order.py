@@ -36,9 +36,9 @@ def test_the_whole_dag_is_in_the_order_of_its_links(count: int) -> None:
     assert set(blocks.values()) == set(dag.blocks)
     assert [cid for cid, _ in steps] == walked(dag.root, blocks)
     assert [step for _, step in steps if isinstance(step, int)] == list(range(count))
-    assert all(
-        cid == CID_RAW_PREFIX + hashes(count)[32 * step : 32 * step + 32] for cid, step in steps if step in range(count)
-    )
+    for cid, step in steps:
+        if isinstance(step, int):
+            assert cid == CID_RAW_PREFIX + hashes(count)[32 * step : 32 * step + 32]
 
 
 @given(st.data(), st.integers(1, 60))
