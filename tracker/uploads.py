@@ -134,7 +134,8 @@ class Uploads:
 
     @asynccontextmanager
     async def whole(self, repository: str, algorithm: str, by: By) -> AsyncIterator[Upload]:
-        """Hold a session that nobody is told of; it ends with the block, if it has not become a blob."""
+        """Hold a session that nobody is told of; it ends with the block, if it has not become a blob. Raises LocalError
+        where the database has lost it."""
         await self._check_room()
         session = await self._sessions.open(
             str(uuid.uuid4()),
@@ -156,8 +157,8 @@ class Uploads:
                     except LocalError as err:
                         _log.warning("an upload could not be removed; it will expire", error=err.message)
                 await self._part(upload)
-        if scope.cancelled_caught:
-            raise _busy()
+        if scope.cancelled_caught:  # nobody else knows of it, so no other request has it
+            raise LocalError("the database knows nothing of this upload any more")
 
     async def append(self, upload: Upload, chunks: AsyncIterable[bytes], *, keep: bool) -> None:
         """Take bytes into a held session. If the client stops short, or the process dies, what came stays if it is to

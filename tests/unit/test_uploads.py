@@ -442,6 +442,21 @@ async def test_a_post_with_the_whole_blob_leaves_nothing_if_it_fails(autojump_cl
     assert uploads.busy == 0
 
 
+async def test_a_post_whose_session_the_database_has_lost_is_not_the_clients_fault(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    world = World()
+    uploads = world.process()
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(uploads.run)
+        with pytest.raises(LocalError, match="database"):
+            async with uploads.whole(REPO, "sha256", BY) as upload:
+                assert await world.sessions.drop(upload.lease)
+                await trio.sleep_forever()
+        nursery.cancel_scope.cancel()
+    assert uploads.busy == 0
+
+
 async def test_idle_sessions_expire_and_drafts_without_session_go(autojump_clock: trio.testing.MockClock) -> None:
     world = World()
     uploads = world.process(Limits(expiry=100.0))
