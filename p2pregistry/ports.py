@@ -6,12 +6,16 @@ default base of 5000 the first node and the tracker are where the documentation 
 
 from __future__ import annotations
 
+import random
 import socket
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
+from pathlib import Path
 
 TRACKER_BLOCK = 5
+#: Few programs have a usual port here, and Linux gives outgoing connections higher ones (32768 and up).
+_QUIET = range(20_000, 32_000)
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,15 +77,26 @@ def ipv6_loopback() -> bool:
 
 
 def _free_ports(count: int) -> list[int]:
-    """Distinct ports that are free now: all are held until the last is found."""
+    """Distinct ports that are free now: all are held until the last is found. Between this and the start of the program
+    that listens, another one's outgoing connection could take a port that the system gives to those; so others are
+    looked at first, in an order that two who choose at the same time do not share."""
+    quiet = random.SystemRandom().sample(_QUIET, min(len(_QUIET), 20 * count)) if _ephemeral() >= _QUIET.stop else []
     found: list[int] = []
     with ExitStack() as stack:
-        for _ in range(20 * count):
+        for port in [*quiet, *([0] * 20 * count)]:
             if len(found) == count:
                 break
-            if port := _hold(stack, 0):
+            if port := _hold(stack, port):
                 found.append(port)
     return found
+
+
+def _ephemeral() -> int:
+    """The first port that the system gives to outgoing connections; 0 where it does not say."""
+    try:
+        return int(Path("/proc/sys/net/ipv4/ip_local_port_range").read_text("ascii").split()[0])
+    except (OSError, ValueError, IndexError):
+        return 0
 
 
 def _hold(stack: ExitStack, port: int) -> int:
