@@ -447,12 +447,16 @@ async def test_a_post_whose_session_the_database_has_lost_is_not_the_clients_fau
 ) -> None:
     world = World()
     uploads = world.process()
+
+    async def post() -> None:
+        async with uploads.whole(REPO, "sha256", BY) as upload:
+            assert await world.sessions.drop(upload.lease)
+            await trio.sleep_forever()
+
     async with trio.open_nursery() as nursery:
         nursery.start_soon(uploads.run)
         with pytest.raises(LocalError, match="database"):
-            async with uploads.whole(REPO, "sha256", BY) as upload:
-                assert await world.sessions.drop(upload.lease)
-                await trio.sleep_forever()
+            await post()
         nursery.cancel_scope.cancel()
     assert uploads.busy == 0
 
