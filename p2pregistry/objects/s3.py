@@ -16,8 +16,9 @@ from contextlib import asynccontextmanager, suppress
 import httpx
 
 from p2pregistry.errors import LocalError, NotFound
+from p2pregistry.ipfs.http import cut_short
 from p2pregistry.objects.base import Stored, check_object_name
-from p2pregistry.objects.s3_client import S3Client, S3Error, broken, cut_short, open_client, total_of
+from p2pregistry.objects.s3_client import S3Client, S3Error, broken, open_client, total_of
 from p2pregistry.objects.s3_config import LINK_MOST, S3Config, s3_config
 from p2pregistry.objects.s3_draft import S3Draft, object_key, object_size, open_draft
 from p2pregistry.objects.s3_parts import Part, chain, parse_part

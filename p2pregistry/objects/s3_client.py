@@ -12,7 +12,7 @@ from __future__ import annotations
 import re
 import secrets
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
-from contextlib import asynccontextmanager, contextmanager, suppress
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from typing import Final, TypeVar
 
@@ -20,6 +20,7 @@ import httpx
 import trio
 
 from p2pregistry.errors import LocalError, StorageFull
+from p2pregistry.ipfs.http import cut_short
 from p2pregistry.objects import s3_answers
 from p2pregistry.objects.s3_config import MIB, S3Config
 from p2pregistry.objects.s3_sign import Buffer, Signer, escaped
@@ -379,16 +380,6 @@ async def _whole(response: httpx.Response, most: int) -> bytes:
     except httpx.HTTPError as err:
         raise broken(err) from err
     return bytes(data)
-
-
-async def cut_short(chunks: AsyncIterator[bytes]) -> None:
-    """End a body that is not wanted any more. httpx builds it of generators, one in another, and closes the outermost
-    only; a cancel goes through all of them, and closes the connection."""
-    with trio.CancelScope() as scope:
-        scope.cancel()
-        with suppress(httpx.HTTPError):
-            async for _ in chunks:  # what is in the buffer comes first
-                pass
 
 
 async def _refusal(response: httpx.Response, method: str) -> LocalError:

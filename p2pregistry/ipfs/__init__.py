@@ -1,0 +1,1 @@
+"""What is spoken with IPFS software: its RPC."""

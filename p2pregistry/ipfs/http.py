@@ -1,0 +1,91 @@
+"""Bodies over httpx, bounded and let go of properly."""
+
+from __future__ import annotations
+
+import ssl
+from collections.abc import AsyncIterator
+from contextlib import suppress
+from pathlib import Path
+
+import httpx
+import trio
+
+from p2pregistry.errors import BadContent, LocalError, Unreachable
+
+
+def make_client(*, connections: int, ca_file: Path | None = None) -> httpx.AsyncClient:
+    """A client that follows no redirects, heeds no proxies of the environment, and asks for bytes as they are. Raises
+    LocalError if ``ca_file`` cannot be used."""
+    limits = httpx.Limits(max_connections=connections, max_keepalive_connections=connections, keepalive_expiry=30)
+    return httpx.AsyncClient(
+        verify=_trust(ca_file),
+        trust_env=False,
+        limits=limits,
+        headers={"Accept-Encoding": "identity"},
+        follow_redirects=False,
+    )
+
+
+def _trust(ca_file: Path | None) -> ssl.SSLContext:
+    try:
+        tls = httpx.create_ssl_context(trust_env=False)
+        if ca_file is not None:
+            tls.load_verify_locations(ca_file)
+    except OSError as err:
+        raise LocalError("the certificates in ca_file cannot be used") from err
+    return tls
+
+
+async def send(client: httpx.AsyncClient, request: httpx.Request, whose: str) -> httpx.Response:
+    """The answer, its body not read; the caller closes it. Raises Unreachable."""
+    try:
+        return await client.send(request, stream=True)
+    except httpx.HTTPError as err:
+        raise broken(err, whose) from err
+
+
+def broken(err: httpx.HTTPError, whose: str) -> Unreachable:
+    """What a failure of a connection to ``whose`` means."""
+    if isinstance(err, httpx.PoolTimeout):
+        return Unreachable(f"all connections to {whose} are in use")
+    return Unreachable(f"{whose} cannot be reached ({type(err).__name__})")
+
+
+async def whole(response: httpx.Response, most: int, whose: str) -> bytes:
+    """All of a body of ``most`` bytes. Raises BadContent if it is longer, Unreachable if it breaks off."""
+    data = bytearray()
+    chunks = response.aiter_raw()
+    try:
+        async for chunk in chunks:
+            data += chunk
+            if len(data) > most:
+                await cut_short(chunks)
+                raise BadContent(f"{whose} answers with more than {most} bytes")
+    except httpx.HTTPError as err:
+        raise broken(err, whose) from err
+    return bytes(data)
+
+
+async def beginning(response: httpx.Response, most: int, whose: str) -> bytes:
+    """``most`` bytes of a body, however long it is. Raises Unreachable if it breaks off before."""
+    data = bytearray()
+    chunks = response.aiter_raw()
+    try:
+        async for chunk in chunks:
+            data += chunk
+            if len(data) >= most:
+                await cut_short(chunks)
+                break
+    except httpx.HTTPError as err:
+        raise broken(err, whose) from err
+    return bytes(data[:most])
+
+
+async def cut_short(chunks: AsyncIterator[bytes]) -> None:
+    """End a body that is not wanted any more. httpx builds it of generators, one in another, and closes the outermost
+    only; a cancel goes through all of them, and closes the connection."""
+    with trio.CancelScope() as scope:
+        scope.cancel()
+        with suppress(httpx.HTTPError):
+            async for _ in chunks:  # what is in the buffer comes first
+                pass
