@@ -48,7 +48,10 @@ class CarReader:
             if self._header:
                 self._header = False
                 continue
-            cid, block = body[:36], body[36:]
+            if body[:2] == b"\x12\x20":  # version 0, as most of what others made has it
+                cid, block = CID_DAG_PB_PREFIX + body[2:34], body[34:]
+            else:
+                cid, block = body[:36], body[36:]
             if cid[:4] not in (CID_RAW_PREFIX, CID_DAG_PB_PREFIX) or hashlib.sha256(block).digest() != cid[4:]:
                 raise BadContent("a block of the CAR does not match its CID")
             yield cid, block
