@@ -11,6 +11,7 @@ import click
 from node.cli import node
 from p2pregistry import __version__
 from p2pregistry.errors import RegistryError, SettingsError
+from p2pregistry.image.cli import image
 from tracker.cli import tracker
 
 
@@ -48,6 +49,7 @@ def up(nodes: int, data_dir: Path, port: int, as_json: bool, demo: bool, plain: 
 
 cli.add_command(tracker)
 cli.add_command(node)
+cli.add_command(image)
 
 
 def main() -> None:

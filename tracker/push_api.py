@@ -16,12 +16,13 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable
 from typing import Final
 
-from p2pregistry.digest import Digest
+from p2pregistry.content.metainfo import BlobRef
+from p2pregistry.digest import Digest, cid_text
 from p2pregistry.errors import NotFound, RegistryError, RequestError
 from p2pregistry.objects.base import ObjectStore
 from p2pregistry.observe import count_served
 from p2pregistry.oci.manifest import MANIFEST_LIMIT, Manifest, parse_manifest
-from p2pregistry.oci.media import OCTET_STREAM
+from p2pregistry.oci.media import OCTET_STREAM, ROOT_HEADER
 from p2pregistry.oci.ranges import content_range, parse_range
 from p2pregistry.oci.reference import MAX_NAME, Route, check_name, check_tag, parse_path, parse_reference
 from p2pregistry.serve.errors_json import error_response
@@ -185,14 +186,14 @@ class RegistryApi:
         if await self._objects.size(found.object) != found.ref.size:
             raise _no_blob(digest)
         if _unchanged(request, digest):
-            return Response(304, _blob_headers(digest))
-        return Response(200, [*_blob_headers(digest), ("Content-Length", str(found.ref.size))])
+            return Response(304, _blob_headers(found.ref))
+        return Response(200, [*_blob_headers(found.ref), ("Content-Length", str(found.ref.size))])
 
     async def _get_blob(self, repository: str, digest: Digest, request: Request) -> Response:
         found = await self._blob(repository, digest)
         size = found.ref.size
         if _unchanged(request, digest):
-            return Response(304, _blob_headers(digest))
+            return Response(304, _blob_headers(found.ref))
         # who has part of something else is sent the whole of this (RFC 9110, 13.1.5)
         same = request.header("if-range") in (None, _tag(digest))
         part = parse_range(request.header("range") if same else None, size)
@@ -200,7 +201,7 @@ class RegistryApi:
         if link is not None:
             return Response(307, [("Location", link), ("Docker-Content-Digest", str(digest))])
         offset, length = part or (0, size)
-        headers = _blob_headers(digest)
+        headers = _blob_headers(found.ref)
         if part is not None:
             headers.append(("Content-Range", content_range(offset, length, size)))
         body = await self._objects.body(found.object, size, offset, length)
@@ -302,12 +303,13 @@ def _unchanged(request: Request, digest: Digest) -> bool:
     return any(item == "*" or item.removeprefix("W/") == _tag(digest) for item in asked)
 
 
-def _blob_headers(digest: Digest) -> list[tuple[str, str]]:
+def _blob_headers(ref: BlobRef) -> list[tuple[str, str]]:
     return [
         ("Content-Type", OCTET_STREAM),
-        ("Docker-Content-Digest", str(digest)),
+        ("Docker-Content-Digest", str(ref.digest)),
         ("Accept-Ranges", "bytes"),
-        ("ETag", _tag(digest)),
+        ("ETag", _tag(ref.digest)),
+        (ROOT_HEADER, cid_text(ref.root)),
     ]
 
 

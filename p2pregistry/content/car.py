@@ -17,9 +17,16 @@ from p2pregistry.errors import BadContent
 MAX_BLOCK = 2 << 20
 
 
-def header(root: bytes) -> bytes:
-    """The header section of a CAR with one root (36-byte CID)."""
-    body = b"\xa2\x65roots\x81\xd8\x2a\x58\x25\x00" + root + b"\x67version\x01"
+def header(*roots: bytes) -> bytes:
+    """The header section of a CAR with these roots (36-byte CIDs), at least one: a map in DAG-CBOR."""
+    count = len(roots)
+    if not 0 < count < 1 << 16:
+        raise ValueError("a CAR has from 1 to 65,535 roots here")
+    length = (
+        bytes([0x80 | count]) if count < 24 else bytes([0x98, count]) if count < 256 else b"\x99" + count.to_bytes(2)
+    )
+    links = b"".join(b"\xd8\x2a\x58\x25\x00" + root for root in roots)
+    body = b"\xa2\x65roots" + length + links + b"\x67version\x01"
     return varint(len(body)) + body
 
 

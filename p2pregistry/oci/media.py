@@ -9,6 +9,8 @@ DOCKER_LIST = "application/vnd.docker.distribution.manifest.list.v2+json"
 OCTET_STREAM = "application/octet-stream"
 #: CARv1, in which piece tables travel.
 CAR = "application/vnd.ipld.car"
+#: With a blob, a node and the tracker say the root CID of its DAG. IPFS gateways that put files together use this name.
+ROOT_HEADER = "X-Ipfs-Roots"
 
 IMAGES = frozenset({OCI_MANIFEST, DOCKER_MANIFEST})
 INDEXES = frozenset({OCI_INDEX, DOCKER_LIST})

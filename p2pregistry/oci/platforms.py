@@ -101,7 +101,7 @@ def wanted_children(
     """
     if platforms is None:
         return list(children)
-    stated = _stated(body)
+    stated = stated_platforms(body)
     return [
         child
         for child in children
@@ -110,7 +110,7 @@ def wanted_children(
     ]
 
 
-def _stated(body: bytes) -> dict[Digest, list[Platform]]:
+def stated_platforms(body: bytes) -> dict[Digest, list[Platform]]:
     """The platforms that an index states for its entries. A platform that cannot be read is one that no machine has."""
     try:
         entries = msgspec.json.decode(body, type=_Index).manifests

@@ -16,10 +16,10 @@ from urllib.parse import quote
 import msgspec
 
 from p2pregistry.content.metainfo import BlobRef
-from p2pregistry.digest import Digest
+from p2pregistry.digest import Digest, cid_text
 from p2pregistry.errors import NotFound, RequestError
 from p2pregistry.flights import Flights
-from p2pregistry.oci.media import OCTET_STREAM
+from p2pregistry.oci.media import OCTET_STREAM, ROOT_HEADER
 from p2pregistry.oci.ranges import Multipart, content_range, parse_ranges
 from p2pregistry.oci.reference import Route, check_tag, parse_path, parse_reference
 from p2pregistry.resolve import Found, Resolver, no_blob, no_manifest, no_repository
@@ -163,7 +163,12 @@ class PullApi:
     async def _blob(self, request: Request, repository: str, digest: Digest) -> Response:
         ref = await self._resolver.blob(repository, digest)
         tag = f'"{digest}"'
-        headers = [("Docker-Content-Digest", str(digest)), ("Accept-Ranges", "bytes"), ("ETag", tag)]
+        headers = [
+            ("Docker-Content-Digest", str(digest)),
+            ("Accept-Ranges", "bytes"),
+            ("ETag", tag),
+            (ROOT_HEADER, cid_text(ref.root)),
+        ]
         # a client that has part of something else is sent the whole of this (RFC 9110, 13.1.5)
         wanted = request.header("range") if request.header("if-range") in (None, tag) else None
         parts = parse_ranges(wanted, ref.size)

@@ -24,7 +24,10 @@ def run(*arguments: str, flags: tuple[str, ...] = ()) -> subprocess.CompletedPro
     return subprocess.run(command, capture_output=True, text=True, check=False, timeout=30, cwd="/")
 
 
-@pytest.mark.parametrize("arguments", [("--help",), ("node", "--help"), ("tracker", "run", "--help"), ("up", "--help")])
+@pytest.mark.parametrize(
+    "arguments",
+    [("--help",), ("node", "--help"), ("tracker", "run", "--help"), ("up", "--help"), ("image", "cid", "--help")],
+)
 def test_help_loads_nothing_heavy(arguments: tuple[str, ...]) -> None:
     done = run(*arguments, flags=("-X", "importtime"))
     assert done.returncode == 0
@@ -43,7 +46,16 @@ def test_help_takes_less_than_300_ms_of_processor_time() -> None:
 
 
 @pytest.mark.parametrize(
-    "words", [["up"], ["tracker", "run"], ["tracker", "migrate"], ["node", "run"], ["node", "status"]]
+    "words",
+    [
+        ["up"],
+        ["tracker", "run"],
+        ["tracker", "migrate"],
+        ["node", "run"],
+        ["node", "status"],
+        ["image", "cid"],
+        ["image", "export"],
+    ],
 )
 def test_each_command_has_help(words: list[str]) -> None:
     result = CliRunner().invoke(cli.cli, [*words, "--help"])

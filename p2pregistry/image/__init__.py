@@ -1,0 +1,1 @@
+"""Images in any registry, for the person at the command line: their root CIDs, and CAR files of them."""
