@@ -14,6 +14,7 @@ from p2pregistry.globs import check_glob
 from p2pregistry.messages import ZONE
 from p2pregistry.settings import Port, Positive, Seconds, Section, Setting, Settings, Size
 from tracker.addresses import check_networks, is_loopback
+from tracker.storage_settings import S3, Kubo, Storage, check_storage
 
 MIB = 1024 * 1024
 _SERVICE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:-]{0,99}")
@@ -339,55 +340,6 @@ class Audit(Section, frozen=True):
     ] = None
 
 
-class Storage(Section, frozen=True):
-    kind: Annotated[Literal["files", "s3"], Setting("Where bytes of blobs are: in files, or in a bucket.")] = "files"
-    path: Annotated[
-        str | None,
-        Setting(
-            "The directory of blobs, which trackers of one database may share; unset: below the data directory.",
-            example="/srv/p2pregistry/blobs",
-        ),
-    ] = None
-
-
-class S3(Section, frozen=True):
-    endpoint: Annotated[
-        str | None,
-        Setting("The URL of the S3-compatible service, without the bucket.", example="https://s3.example.com"),
-    ] = None
-    bucket: Annotated[str | None, Setting("The bucket.", example="images")] = None
-    prefix: Annotated[str | None, Setting("What all keys begin with; unset: nothing.", example="registry/")] = None
-    region: Annotated[str, Setting("The region that requests are signed for.")] = "us-east-1"
-    access_key: Annotated[str | None, Setting("The access key's id.", example="AKIDEXAMPLE")] = None
-    secret_key_file: Annotated[
-        str | None, Setting("A file whose first line is the secret key.", example="/run/secrets/s3")
-    ] = None
-    session_token_file: Annotated[
-        str | None,
-        Setting(
-            "A file whose first line is a session token, where keys are temporary.",
-            example="/run/secrets/s3-token",
-        ),
-    ] = None
-    path_style: Annotated[
-        bool, Setting("The bucket stands in the path of URLs; false: it is a part of the host name.")
-    ] = True
-    reads: Annotated[
-        Literal["proxied", "presigned"],
-        Setting("Clients get blobs through the tracker, or are sent to the bucket by a link that is good for a while."),
-    ] = "proxied"
-    public_endpoint: Annotated[
-        str | None,
-        Setting(
-            "The URL of the service as clients reach it; unset: as the tracker does.", example="https://s3.example.com"
-        ),
-    ] = None
-    ca_file: Annotated[
-        str | None,
-        Setting("Certificates to trust for the service, PEM; unset: those of the system.", example="/etc/ssl/s3.pem"),
-    ] = None
-
-
 class TrackerSettings(Settings, frozen=True):
     """All settings of a tracker: ``settings.registry.port``."""
 
@@ -408,6 +360,7 @@ class TrackerSettings(Settings, frozen=True):
     uploads: Uploads = msgspec.field(default_factory=Uploads)
     storage: Storage = msgspec.field(default_factory=Storage)
     s3: S3 = msgspec.field(default_factory=S3)
+    kubo: Kubo = msgspec.field(default_factory=Kubo)
     collection: Collection = msgspec.field(default_factory=Collection)
     scrub: Scrub = msgspec.field(default_factory=Scrub)
     webhooks: Webhooks = msgspec.field(default_factory=Webhooks)
@@ -451,10 +404,7 @@ class TrackerSettings(Settings, frozen=True):
         if url is not None and not url.startswith(("http://", "https://")):
             raise SettingsError("$.peer.public_url: must begin with http:// or https://")
         _check_oidc(self.oidc)
-        if self.storage.kind == "s3":
-            for name in ("endpoint", "bucket", "access_key", "secret_key_file"):
-                if getattr(self.s3, name) is None:
-                    raise SettingsError(f'$.s3.{name}: must be set where storage.kind is "s3"')
+        check_storage(self.storage, self.s3, self.kubo)
         if (self.auth.username is None) != (self.auth.password_file is None):
             raise SettingsError(
                 "$.auth.password_file: auth.username and auth.password_file are set together or not at all"

@@ -12,6 +12,7 @@ from p2pregistry.objects.files import open_file_objects
 from tracker.settings import TrackerSettings, read_secret
 
 if TYPE_CHECKING:
+    from p2pregistry.ipfs.kubo import KuboConfig
     from p2pregistry.objects.s3_config import S3Config
 
 
@@ -22,7 +23,30 @@ def open_objects(settings: TrackerSettings, data: Path) -> AbstractAsyncContextM
         from p2pregistry.objects.s3 import open_s3  # botocore takes a quarter of a second: only for who needs it
 
         return open_s3(_s3(settings))
+    if settings.storage.kind == "ipfs":
+        from p2pregistry.objects.kubo import check_directory, open_kubo_objects
+
+        try:
+            check_directory(settings.kubo.directory)
+        except SettingsError as err:
+            raise SettingsError(f"$.kubo.{err.message}") from err
+        return open_kubo_objects(kubo_of(settings), settings.kubo.directory)
     return open_file_objects(Path(settings.storage.path or data / "blobs"))
+
+
+def kubo_of(settings: TrackerSettings) -> KuboConfig:
+    """How to reach the IPFS daemon of the settings. Raises SettingsError."""
+    from p2pregistry.ipfs.kubo import kubo_config
+
+    said = settings.kubo
+    settings.check()
+    secret = said.secret if said.secret_file is None else read_secret(said.secret_file, "kubo.secret_file")
+    try:
+        return kubo_config(
+            said.url or "", secret=secret, ca_file=None if said.ca_file is None else Path(said.ca_file), connections=64
+        )
+    except SettingsError as err:
+        raise SettingsError(f"$.kubo.{err.message}") from err
 
 
 def _s3(settings: TrackerSettings) -> S3Config:

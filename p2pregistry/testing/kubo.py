@@ -5,7 +5,8 @@ under their hashes, ``dag/import`` that pins roots only where all below them is 
 without looking below, garbage collection of what neither pins nor files refer to, which gives up where something below
 a recursive pin is missing. It finds in ``network`` what other peers would have, unless a request is ``offline``.
 
-What it does not do: anything over a swarm, CIDv0, directories in more than one block.
+What it does not do: anything over a swarm, CIDv0, directories in more than one block, changes in one that was put there
+as a block.
 """
 
 from __future__ import annotations
@@ -18,8 +19,9 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Final
 
+from p2pregistry.content import unixfs
 from p2pregistry.content.car import CarReader, header, section
-from p2pregistry.content.unixfs import Child, build, links, varint
+from p2pregistry.content.unixfs import build, links
 from p2pregistry.digest import CID_DAG_PB_PREFIX, CID_RAW_PREFIX, cid_text, parse_cid
 from p2pregistry.errors import BadContent, RequestError
 from p2pregistry.serve.http import Request, Response, Stream
@@ -136,10 +138,28 @@ class StubKubo:
             return cid
         here: bytes | Directory = self.files
         for part in parts:
-            if isinstance(here, bytes) or part not in here:
+            inside = self._entries(here) if isinstance(here, bytes) else here
+            if inside is None or part not in inside:
                 raise Refusal("file does not exist")
-            here = here[part]
+            here = inside[part]
         return here
+
+    def _entries(self, cid: bytes) -> Directory | None:
+        """What a UnixFS directory names; None for a file."""
+        if cid[:4] != CID_DAG_PB_PREFIX:
+            return None
+        fields = list(unixfs._fields(self.get(cid)))
+        if (1, b"\x08\x01") not in fields:
+            return None
+        found: Directory = {}
+        for number, link in fields:
+            if number == 2 and isinstance(link, bytes):
+                said = dict(unixfs._fields(link))
+                name, child = said[2], said[1]
+                assert isinstance(name, bytes)
+                assert isinstance(child, bytes)
+                found[name.decode()] = child
+        return found
 
     def _parent(self, path: str, *, make: bool = False) -> tuple[Directory, str]:
         *above, name = [part for part in path.split("/") if part]
@@ -273,7 +293,7 @@ class StubKubo:
 
     def do_files_stat(self, call: _Call) -> object:
         found = self.at(call.args[0])
-        if isinstance(found, dict):
+        if isinstance(found, dict) or self._entries(found) is not None:
             return {"Hash": "QmDirectory", "Size": 0, "CumulativeSize": 4, "Blocks": 0, "Type": "directory"}
         return {"Hash": cid_text(found), "Size": len(self.content(found)), "Type": "file"}
 
@@ -287,7 +307,7 @@ class StubKubo:
 
     def _file(self, path: str) -> bytes:
         found = self.at(path)
-        if isinstance(found, dict):
+        if isinstance(found, dict) or self._entries(found) is not None:
             raise Refusal(f"{path} was not a file")
         return found
 
@@ -328,15 +348,15 @@ class StubKubo:
 
     def do_files_ls(self, call: _Call) -> object:
         found = self.at(call.args[0] if call.args else "/")
-        if isinstance(found, bytes):
-            return {"Entries": [{"Name": call.args[0], "Type": 0, "Size": len(self.content(found)), "Hash": ""}]}
-        entries = [
-            {"Name": name, "Type": 0, "Size": len(self.content(entry)), "Hash": cid_text(entry)}
-            if isinstance(entry, bytes)
-            else {"Name": name, "Type": 1, "Size": 0, "Hash": ""}
-            for name, entry in found.items()
-        ]
-        return {"Entries": entries or None}
+        inside = self._entries(found) if isinstance(found, bytes) else found
+        if inside is None:
+            raise Refusal(f"{call.args[0]} is not a directory")
+        return {"Entries": [self._entry(name, entry) for name, entry in inside.items()] or None}
+
+    def _entry(self, name: str, entry: bytes | Directory) -> dict[str, object]:
+        if isinstance(entry, dict) or self._entries(entry) is not None:
+            return {"Name": name, "Type": 1, "Size": 0, "Hash": ""}
+        return {"Name": name, "Type": 0, "Size": len(self.content(entry)), "Hash": cid_text(entry)}
 
 
 def refused(message: str, status: int = 500) -> Response:
@@ -346,16 +366,6 @@ def refused(message: str, status: int = 500) -> Response:
         [("Content-Type", "application/json")],
         json.dumps({"Message": message, "Code": 0, "Type": "error"}).encode(),
     )
-
-
-def directory(entries: dict[str, Child]) -> bytes:
-    """The block of a UnixFS directory: for a test that needs what is no file."""
-    out = bytearray()
-    for name, child in sorted(entries.items()):
-        link = b"\x0a" + varint(len(child.cid)) + child.cid + b"\x12" + varint(len(name)) + name.encode()
-        link += b"\x18" + varint(child.tree_size)
-        out += b"\x12" + varint(len(link)) + link
-    return bytes(out) + b"\x0a\x02\x08\x01"
 
 
 def _true(call: _Call, name: str) -> bool:
