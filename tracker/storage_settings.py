@@ -79,9 +79,10 @@ class Kubo(Section, frozen=True):
     secret: Annotated[
         str | None, Setting("That secret itself, for the environment.", example="bearer:TOKEN", secret=True)
     ] = None
-    ca_file: Annotated[str | None, Setting("Certificates to trust for the RPC, PEM; unset: those of the system.")] = (
-        None
-    )
+    ca_file: Annotated[
+        str | None,
+        Setting("Certificates to trust for the RPC, PEM; unset: those of the system.", example="/etc/ssl/kubo.pem"),
+    ] = None
     directory: Annotated[
         str,
         Setting('The directory of the daemon\'s files (MFS) that holds the blobs where storage.kind is "ipfs".'),

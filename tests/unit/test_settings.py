@@ -199,6 +199,7 @@ def test_the_annotated_file_uncommented_is_a_valid_configuration(cls: type[Setti
     document.get("database", {}).pop("direct_dsn", None)  # excludes direct_dsn_file
     document.get("oidc", {}).pop("jwks_url", None)  # excludes jwks_file
     document.get("keys", {}).pop("wrapping_key", None)  # excludes wrapping_key_file
+    document.get("kubo", {}).pop("secret", None)  # excludes secret_file
     load(cls, write(tmp_path, dump(document)))
 
 
