@@ -18,13 +18,13 @@ if TYPE_CHECKING:
     from prometheus_client import Counter, Gauge
 
 Source = Literal["peer", "tracker", "ipfs", "upstream"]
-Receiver = Literal["client", "peer"]
-ListenerName = Literal["pull", "registry", "peer"]
+Receiver = Literal["client", "peer", "gateway"]
+ListenerName = Literal["pull", "registry", "peer", "gateway"]
 
 SOURCES: Final[tuple[Source, ...]] = ("peer", "tracker", "ipfs", "upstream")
-RECEIVERS: Final[tuple[Receiver, ...]] = ("client", "peer")
-LISTENERS: Final[tuple[ListenerName, ...]] = ("pull", "registry", "peer")
-ROUTES: Final = ("base", "blobs", "manifests", "uploads", "tags", "referrers", "p2p", "other")
+RECEIVERS: Final[tuple[Receiver, ...]] = ("client", "peer", "gateway")
+LISTENERS: Final[tuple[ListenerName, ...]] = ("pull", "registry", "peer", "gateway")
+ROUTES: Final = ("base", "blobs", "manifests", "uploads", "tags", "referrers", "p2p", "ipfs", "routing", "other")
 STATUS_CLASSES: Final = ("2xx", "3xx", "4xx", "5xx")
 #: Seconds.
 DURATION_BUCKETS: Final = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 5.0, 30.0, 120.0)
@@ -209,7 +209,7 @@ def route_class(path: str) -> str:
         if "/referrers/" in path:
             return "referrers"
         return "base" if path == "/v2/" else "other"
-    return "p2p" if path.startswith("/p2p/") else "other"
+    return next((name for name in ("p2p", "ipfs", "routing") if path.startswith(f"/{name}/")), "other")
 
 
 def exposition() -> tuple[str, bytes]:

@@ -57,6 +57,8 @@ from tracker.catalog.changes_postgres import PostgresChanges
 from tracker.catalog.garbage_postgres import PostgresGarbage
 from tracker.catalog.history import TagHistory
 from tracker.catalog.hooks_postgres import PostgresHooks
+from tracker.catalog.ipfs_blocks import keep_filled
+from tracker.catalog.ipfs_blocks_postgres import PostgresIpfsBlocks
 from tracker.catalog.migrate import migrate as migrate_schema
 from tracker.catalog.postgres import PostgresCatalog
 from tracker.catalog.trail import By
@@ -74,6 +76,7 @@ from tracker.node_parts import NodeParts
 from tracker.notices import Notices
 from tracker.peer_endpoints import TrackerPeerApi
 from tracker.probe import Probe
+from tracker.public_blocks import PublicBlocks
 from tracker.settings import TrackerSettings, read_secret
 from tracker.signed import SignedRecords
 from tracker.storage import open_objects
@@ -189,12 +192,16 @@ def _assemble(
         return known.facts(_peer_url(settings, listeners))
 
     services = front_parts.services(settings, db, keyring, accounts, catalog, known.nodes, node_facts)
+    blobs, blocks = Blobs(catalog, objects), PostgresIpfsBlocks(db)
+    public = PublicBlocks(blocks, catalog, blobs)
     handlers: dict[str, Handler] = {
-        "registry": front_parts.front(settings, services, objects, uploads, sweeper.pulls.count),
+        "registry": front_parts.front(
+            settings, services, objects, uploads, sweeper.pulls.count, front_parts.ipfs(settings, public)
+        ),
         "peer": known.gate(
             TrackerPeerApi(
                 catalog,
-                Blobs(catalog, objects),
+                blobs,
                 slots,
                 bulletin,
                 signed,
@@ -222,7 +229,7 @@ def _assemble(
     }
     runner = _hook_runner(settings, hooks)
     tasks = [uploads.run, probe.run, announces.run, sweeper.run, runner.run, keeper.run, bulletin.run, accounts.run]
-    tasks += [feed.run, Follower(db, named).run]
+    tasks += [feed.run, Follower(db, named).run, partial(keep_filled, blocks)]
     if settings.feed.history is not None:
         tasks.append(partial(prune_daily, partial(history.prune, settings.feed.history)))
     if known.desk is not None:

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 from p2pregistry.objects.base import ObjectStore
+from p2pregistry.observe import count_served
+from p2pregistry.rate import Limiter
 from p2pregistry.serve.http import Handler
+from p2pregistry.serve.ipfs_gateway import IpfsGateway
+from p2pregistry.serve.peer_api import Slots
 from p2pregistry.serve.turnstile import Turnstile
 from p2pregistry.trust.claims import ManifestClaim, sign_manifest_claim
 from p2pregistry.trust.paserk import PUBLIC, read_key
@@ -21,6 +25,7 @@ from tracker.front import by_path
 from tracker.identity.base import Accounts
 from tracker.keyring import Keyring
 from tracker.node_admin import Facts
+from tracker.public_blocks import PublicBlocks
 from tracker.push_api import Pulled, RegistryApi
 from tracker.settings import TrackerSettings
 from tracker.throttle import Logins, PostgresCounters
@@ -44,14 +49,25 @@ def services(
     return Services(accounts, catalog, PostgresListing(db), nodes, facts, keyring, authentication)
 
 
+def ipfs(settings: TrackerSettings, blocks: PublicBlocks) -> dict[str, Handler]:
+    """What is served to IPFS clients, by path. Who wants no pulls without an account wants none by them either."""
+    stated = settings.gateway
+    if not stated.enabled or not settings.auth.anonymous_pull:
+        return {}
+    pace = None if stated.egress is None else Limiter(stated.egress).take
+    slots = Slots(stated.max_uploads, stated.queue)
+    return {"/ipfs/": IpfsGateway(blocks, slots, served=count_served("gateway"), pace=pace)}
+
+
 def front(
     settings: TrackerSettings,
     services: Services,
     objects: ObjectStore,
     uploads: Uploads,
     pulled: Pulled,
+    ipfs: Mapping[str, Handler],
 ) -> Handler:
-    """What the registry's listener serves."""
+    """What the registry's listener serves; ``ipfs``: what of it is for IPFS clients."""
     catalog, keyring = services.catalog, services.keyring
 
     def sign(claim: ManifestClaim) -> str:
@@ -76,7 +92,7 @@ def front(
         lifetime=int(settings.auth.token_lifetime),
     )
     return Face(
-        by_path({"/token": tokens, **doors.public(services)}, registry),
+        by_path({"/token": tokens, **doors.public(services), **ipfs}, registry),
         listener="registry",
         trusted=networks(settings.tracker.trusted_proxies),
         access_log=settings.tracker.access_log,

@@ -104,6 +104,32 @@ class Peer(Section, frozen=True):
     queue: Annotated[Size, Setting("How many transfers may wait; nodes beyond that are told to come back later.")] = 512
 
 
+class Gateway(Section, frozen=True):
+    enabled: Annotated[
+        bool,
+        Setting(
+            "IPFS clients get blocks of public images at /ipfs/ of the registry's listener, and at /routing/v1/ hear"
+            " who has them; not while auth.anonymous_pull is false."
+        ),
+    ] = True
+    max_uploads: Annotated[
+        Positive, Setting("How many transfers to IPFS clients run at once; others wait their turn.")
+    ] = 16
+    queue: Annotated[
+        Size, Setting("How many such transfers may wait; clients beyond that are told to come back later.")
+    ] = 64
+    egress: Annotated[
+        Positive | None,
+        Setting("The most bytes a second sent to IPFS clients; unset: no limit.", unit="bytes/s", example=100 * MIB),
+    ] = None
+    private_addresses: Annotated[
+        bool,
+        Setting(
+            "Name nodes whose gateway has a private address too; for IPFS clients in the same network as the nodes."
+        ),
+    ] = False
+
+
 class Nodes(Section, frozen=True):
     credential_lifetime: Annotated[
         Seconds,
@@ -348,6 +374,7 @@ class TrackerSettings(Settings, frozen=True):
     limits: Limits = msgspec.field(default_factory=Limits)
     tls: Tls = msgspec.field(default_factory=Tls)
     peer: Peer = msgspec.field(default_factory=Peer)
+    gateway: Gateway = msgspec.field(default_factory=Gateway)
     nodes: Nodes = msgspec.field(default_factory=Nodes)
     oidc: Oidc = msgspec.field(default_factory=Oidc)
     announces: Announces = msgspec.field(default_factory=Announces)

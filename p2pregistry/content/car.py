@@ -18,21 +18,33 @@ MAX_BLOCK = 2 << 20
 
 
 def header(*roots: bytes) -> bytes:
-    """The header section of a CAR with these roots (36-byte CIDs), at least one: a map in DAG-CBOR."""
+    """The header section of a CAR with these roots (binary CIDs, of 36 bytes as a rule), at least one: a map in
+    DAG-CBOR."""
     count = len(roots)
     if not 0 < count < 1 << 16:
         raise ValueError("a CAR has from 1 to 65,535 roots here")
     length = (
         bytes([0x80 | count]) if count < 24 else bytes([0x98, count]) if count < 256 else b"\x99" + count.to_bytes(2)
     )
-    links = b"".join(b"\xd8\x2a\x58\x25\x00" + root for root in roots)
+    links = b"".join(_link(root) for root in roots)
     body = b"\xa2\x65roots" + length + links + b"\x67version\x01"
     return varint(len(body)) + body
 
 
+def _link(cid: bytes) -> bytes:
+    """A CID in DAG-CBOR: tag 42 over a byte string that begins with 0."""
+    length = len(cid) + 1
+    return b"\xd8\x2a" + bytes([0x40 | length] if length < 24 else [0x58, length]) + b"\x00" + cid
+
+
 def section(cid: bytes, block: bytes) -> bytes:
     """One block with its length and CID in front."""
-    return varint(len(cid) + len(block)) + cid + block
+    return section_head(cid, len(block)) + block
+
+
+def section_head(cid: bytes, size: int) -> bytes:
+    """What stands in front of a block of ``size`` bytes."""
+    return varint(len(cid) + size) + cid
 
 
 def write_table(root: bytes, blocks: Iterable[bytes]) -> bytes:

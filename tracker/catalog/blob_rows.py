@@ -12,6 +12,7 @@ from typing import Final
 from p2pregistry.content.metainfo import BlobRef, Metainfo
 from p2pregistry.digest import Digest
 from tracker.catalog.base import TOUCH, BlobHere, no_repository
+from tracker.catalog.ipfs_blocks_postgres import add_keys
 from tracker.catalog.keys import digest_key, key_digest
 from tracker.catalog.policies import Quota, check_room
 from tracker.catalog.sessions import Lease, unknown
@@ -47,7 +48,7 @@ where digest = %s and exists (select from manifest_blobs where blob_id = b.id)
 _HOLDER: Final = "select object from blobs where digest = %s"
 _FIND: Final = "select id, object, damaged from blobs where digest = %s for key share"
 _INSERT: Final = """
-insert into blobs (digest, size, root, hashes, object) values (%s, %s, %s, %s, %s)
+insert into blobs (digest, size, root, hashes, object, keyed) values (%s, %s, %s, %s, %s, true)
 on conflict (digest) do nothing returning id
 """
 _REPLACE: Final = """
@@ -114,6 +115,7 @@ def _store(connection: Connection, blob: Metainfo, name: str, lost: str | None) 
     if row is None:
         made = connection.execute(_INSERT, (key, blob.size, blob.root, blob.hashes, name)).fetchone()
         if made is not None:
+            add_keys(connection, int(made[0]), blob)
             return int(made[0]), name
         # Another transaction made it while this one waited; the next statement sees it.
         row = connection.execute(_FIND, (key,)).fetchone()
