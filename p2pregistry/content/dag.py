@@ -387,6 +387,7 @@ class CarWalk:
         self._ordered = ordered
         self._surplus = 0
         self._store: dict[bytes, bytes] = {}
+        self._taken: OrderedDict[bytes, None] = OrderedDict()
         self._held = 0
 
     @property
@@ -425,10 +426,14 @@ class CarWalk:
         self._walk.pass_by(cid, block)
 
     def _keep(self, cid: bytes, block: bytes) -> None:
+        """What had its turn may be needed again, and is let go of first."""
         if cid not in self._store:
             self._store[cid] = block
             self._held += len(block)
-            if self._held > MAX_STORE:
-                raise BadContent("a CAR in no certain order holds too much")
         while (want := self._walk.first()) is not None and want.cid in self._store:
             self._walk.take(want, self._store[want.cid])
+            self._taken[want.cid] = None
+        while self._held > MAX_STORE:
+            if not self._taken:
+                raise BadContent("a CAR in no certain order holds too much")
+            self._held -= len(self._store.pop(self._taken.popitem(last=False)[0]))

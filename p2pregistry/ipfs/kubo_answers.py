@@ -39,6 +39,10 @@ class Exists(KuboError):
     """There is something of this name in the daemon's files already."""
 
 
+class NotInTime(Unreachable):
+    """The daemon looked for something in its network, and stopped when its time was over."""
+
+
 @dataclass(frozen=True, slots=True)
 class Imported:
     """A root of a CAR that was imported: its CID as text, and why it was not pinned, or ""."""
@@ -204,7 +208,7 @@ def refusal(status: int, data: bytes) -> RegistryError:
     if _FULL.search(said):
         return StorageFull("the IPFS daemon has no room left")
     if _LATE.search(said):
-        return Unreachable("the IPFS daemon did not find it in time")
+        return NotInTime("the IPFS daemon did not find it in time")
     if _EXISTS.search(said):
         return Exists(f"the IPFS daemon refuses a request: {said}", status)
     if _MISSING.search(said):

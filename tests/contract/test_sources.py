@@ -5,11 +5,18 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Collection, Mapping
 from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import Any
+
+import pytest
 
 from p2pregistry.content.metainfo import Metainfo
 from p2pregistry.digest import Digest
+from p2pregistry.ipfs.gateway_client import GatewayClient
+from p2pregistry.ipfs.kubo import kubo_config
+from p2pregistry.ipfs.kubo_blocks import KuboBlocks
 from p2pregistry.serve.peer_api import PeerApi, Slots
 from p2pregistry.sources.base import Source
+from p2pregistry.sources.ipfs import Common, IpfsSource, Known, Mode
 from p2pregistry.sources.memory import MemorySource
 from p2pregistry.sources.peer import PeerSource
 from p2pregistry.sources.tracker import TrackerSource
@@ -17,6 +24,8 @@ from p2pregistry.store.index import open_index
 from p2pregistry.store.memory import MemoryStore
 from p2pregistry.store.records import StoredManifest
 from p2pregistry.testing.http import running
+from p2pregistry.testing.ipfs_gateway import StubGateway, stub_gateway
+from p2pregistry.testing.kubo import StubKubo, stub_kubo
 from p2pregistry.testing.sharing import PUBLIC, sharing
 from p2pregistry.testing.sources import Come, check_sharing, check_source
 from p2pregistry.visible import Visible
@@ -98,5 +107,48 @@ async def test_the_tracker_as_a_source(tmp_path: Path) -> None:
             source = TrackerSource(url)
             yield source
             source.close()
+
+    await check_source(make)
+
+
+def known_to_be(blobs: Mapping[Digest, bytes], *, tables: bool) -> Common:
+    """What a node knows of these blobs, and of one that nobody has."""
+    infos = [Metainfo.of_bytes(data) for data in (*blobs.values(), b"nobody has this" * 100_000)]
+    return Common({info.digest: Known(info.ref, info if tables else None) for info in infos}.get)
+
+
+@pytest.mark.parametrize("tables", [True, False], ids=["with tables", "without"])
+@pytest.mark.parametrize("mode", ["auto", "raw", "car"])
+@pytest.mark.parametrize(
+    "ways", [{}, {"dups": False}, {"ranges": False}], ids=["plain", "each block once", "no ranges"]
+)
+async def test_a_gateway(mode: Mode, ways: dict[str, Any], tables: bool) -> None:
+    @asynccontextmanager
+    async def make(blobs: Mapping[Digest, bytes]) -> AsyncIterator[Source]:
+        stub = StubGateway(**ways)
+        stub.add(*blobs.values())
+        async with stub_gateway(stub) as (url, _):
+            source = IpfsSource(GatewayClient(url), known_to_be(blobs, tables=tables), mode=mode)
+            yield source
+            assert source.health.state == "ok"
+            assert any(what == "car" for what, _cid, _range in stub.asked) == (mode != "raw")
+            await source.aclose()
+
+    await check_source(make)
+
+
+@pytest.mark.parametrize("mode", ["auto", "raw", "car"])
+async def test_a_kubo(mode: Mode) -> None:
+    @asynccontextmanager
+    async def make(blobs: Mapping[Digest, bytes]) -> AsyncIterator[Source]:
+        stub = StubKubo()
+        for data in blobs.values():
+            stub.add(data)
+        async with stub_kubo(stub) as (url, _):
+            source = IpfsSource(KuboBlocks(kubo_config(url)), known_to_be(blobs, tables=True), mode=mode)
+            yield source
+            assert source.health.state == "ok"
+            assert bool(stub.calls["dag/export"]) == (mode != "raw")
+            await source.aclose()
 
     await check_source(make)

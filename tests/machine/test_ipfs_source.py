@@ -1,0 +1,313 @@
+"""A source over gateways that are wrong in every way: no wrong byte comes out, and it is known whose fault it was."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+import pytest
+import trio
+
+from p2pregistry.content.dag import Hint, any_cid, read_hint
+from p2pregistry.content.metainfo import Metainfo
+from p2pregistry.digest import CID_DAG_PB_PREFIX, CID_RAW_PREFIX, cid_text
+from p2pregistry.errors import NotFound, NotYet, RegistryError, RemoteBusy, RemoteError, SettingsError, Unreachable
+from p2pregistry.ipfs.gateway_client import GatewayClient
+from p2pregistry.sources.ipfs import Common, IpfsSource, Known, Mode
+from p2pregistry.testing.dags import MadeDag, dag_pb, make_dag, unixfs_data
+from p2pregistry.testing.ipfs_gateway import StubGateway, stub_gateway
+from p2pregistry.testing.sources import read
+
+MIB = 1 << 20
+DATA = random.Random(21).randbytes(5 * MIB + 1234)
+INFO = Metainfo.of_bytes(DATA)
+
+
+@asynccontextmanager
+async def gateway(
+    stub: StubGateway | None = None,
+    *,
+    mode: Mode = "auto",
+    table: bool = True,
+    hints: tuple[Hint, ...] = (),
+    **options: Any,
+) -> AsyncIterator[tuple[IpfsSource, StubGateway]]:
+    if stub is None:
+        stub = StubGateway()
+        stub.add(DATA)
+    known = Known(INFO.ref, INFO if table else None, hints)
+    async with stub_gateway(stub) as (url, _):
+        source = IpfsSource(
+            GatewayClient(url, **{"timeout": 1.0, **options}), Common({INFO.digest: known}.get), mode=mode
+        )
+        try:
+            with trio.fail_after(20):
+                yield source, stub
+        finally:
+            await source.aclose()
+
+
+async def all_of(source: IpfsSource) -> bytes:
+    return await read(source, INFO.digest, 0, len(DATA))
+
+
+async def failure(source: IpfsSource, mode: str) -> RegistryError:
+    with pytest.raises((RemoteError, NotFound)) as caught:
+        await (all_of(source) if mode != "raw" else read(source, INFO.digest, MIB, MIB))
+    return caught.value
+
+
+@pytest.mark.parametrize("mode", ["raw", "car"])
+@pytest.mark.parametrize(
+    ("fault", "state"),
+    [
+        ("wrong block", "banned"),
+        ("endless", "banned"),
+        ("broken", "ok"),
+        ("html", "ok"),
+        ("redirect", "ok"),
+        ("gzip", "ok"),
+        ("dies", "ok"),
+        ("hangs", "ok"),
+        ("busy", "busy"),
+        ("unavailable", "busy"),
+    ],
+)
+async def test_whatever_a_gateway_does_it_is_refused(fault: Any, state: str, mode: Mode) -> None:
+    async with gateway(mode=mode, timeout=0.3) as (source, stub):
+        stub.fault = fault
+        banned: list[str] = []
+        source.banned = banned.append
+        err = await failure(source, mode)
+        assert source.health.state == state
+        assert bool(banned) == (state == "banned")
+        if state == "busy":
+            assert isinstance(err, RemoteBusy)
+            assert err.retry_after == (7.0 if fault == "busy" else 5.0)
+
+
+async def test_a_car_with_a_huge_section_bans() -> None:
+    async with gateway(mode="car") as (source, stub):
+        stub.fault = "huge section"
+        await failure(source, "car")
+        assert source.health.state == "banned"
+
+
+async def test_a_car_that_is_cut_short_and_answered_200_is_a_failure() -> None:
+    async with gateway(mode="car") as (source, stub):
+        stub.fault = "cut"
+        assert "cut short" in (await failure(source, "car")).message
+        assert source.health.state == "ok"
+
+
+async def test_failures_leave_a_gateway_out_until_a_probe_is_answered() -> None:
+    async with gateway() as (source, stub):
+        stub.fault = "broken"
+        for _ in range(3):
+            assert isinstance(await failure(source, "raw"), Unreachable)
+            source.health.failed_at -= 2
+        count = len(stub.asked)
+        err = await failure(source, "raw")
+        assert isinstance(err, RemoteBusy)
+        assert err.retry_after > 10
+        assert len(stub.asked) == count, "it is not asked"
+        source.health.until = 0.0
+        await source.probe()
+        assert source.health.state == "resting"
+        stub.fault, source.health.until = None, 0.0
+        await source.probe()
+        assert source.health.state == "ok"
+        assert stub.probes == 2
+        assert await all_of(source) == DATA
+
+
+@pytest.mark.parametrize("fault", ["html", "redirect", "broken", "hangs", "endless"])
+async def test_a_probe_tells_what_is_no_gateway(fault: Any) -> None:
+    async with gateway(timeout=0.3) as (source, stub):
+        stub.fault = fault
+        await source.probe()
+        assert source.health.state == "resting"
+
+
+async def test_a_gateway_without_the_blob_is_not_asked_for_each_piece() -> None:
+    async with gateway(StubGateway()) as (source, stub):
+        for _ in range(10):
+            with pytest.raises(NotFound):
+                await read(source, INFO.digest, MIB, MIB)
+        assert len(stub.asked) == 1
+        assert source.health.state == "ok"
+
+
+async def test_a_gateway_with_part_of_a_blob() -> None:
+    stub = StubGateway()
+    stub.add(DATA)
+    del stub.blocks[CID_RAW_PREFIX + INFO.hash(2)]
+    async with gateway(stub) as (source, _):
+        assert await read(source, INFO.digest, MIB, MIB) == DATA[MIB : 2 * MIB]
+        with pytest.raises(NotYet):
+            await read(source, INFO.digest, 2 * MIB, MIB)
+        assert await read(source, INFO.digest, 3 * MIB, MIB) == DATA[3 * MIB : 4 * MIB]
+
+
+async def test_a_gateway_without_cars_is_asked_for_blocks() -> None:
+    async with gateway(mode="car") as (source, stub):
+        stub.fault = "no car"
+        assert await all_of(source) == DATA
+        assert await all_of(source) == DATA
+        assert [what for what, *_ in stub.asked].count("car") == 1
+        assert source.health.state == "ok"
+
+
+async def test_many_neighbours_come_in_a_car_of_that_range_and_single_pieces_as_blocks() -> None:
+    async with gateway() as (source, stub):
+        assert await read(source, INFO.digest, MIB, 4 * MIB) == DATA[MIB : 5 * MIB]
+        assert stub.asked == [("car", cid_text(INFO.root), f"{MIB}:{5 * MIB - 1}")]
+        assert await read(source, INFO.digest, MIB, MIB) == DATA[MIB : 2 * MIB]
+        assert stub.asked[1:] == [("raw", cid_text(CID_RAW_PREFIX + INFO.hash(1)), "")]
+
+
+async def test_bytes_go_out_before_the_block_is_whole_but_not_the_last_one() -> None:
+    async with gateway() as (source, stub):
+        stub.fault = "wrong block"
+        at, view = 0, memoryview(bytearray(MIB))
+        try:
+            async with source.fetch(INFO.digest, 0, MIB) as incoming:
+                while at < MIB:
+                    at += await incoming.read_into(view[at:])
+        except RemoteError:
+            assert 0 < at < MIB
+        else:
+            raise AssertionError("a block that is wrong has come out whole")
+
+
+async def test_the_connection_is_used_again() -> None:
+    async with gateway(requests=1) as (source, _):
+        for offset in range(0, 4 * MIB, MIB):
+            assert await read(source, INFO.digest, offset, MIB) == DATA[offset : offset + MIB]
+        assert await all_of(source) == DATA
+        assert await read(source, INFO.digest, 0, MIB) == DATA[:MIB]
+
+
+# ------------------------------------------------------------------------------------------ other layouts, by hint
+
+
+def elsewhere(made: MadeDag) -> StubGateway:
+    return StubGateway(dict(made.blocks))
+
+
+FOREIGN: dict[str, dict[str, Any]] = {
+    "256 KiB, dag-pb leaves, CIDs of version 0": {"leaves": "file", "v0": True},
+    "256 KiB, raw leaves": {},
+    "1 MiB with bytes beside links": {"chunk": MIB, "inline": 1000, "width": 3},
+    "leaves of the type Raw": {"leaves": "typed-raw", "chunk": 100_000},
+}
+
+
+@pytest.mark.parametrize("mode", ["auto", "raw", "car"])
+@pytest.mark.parametrize("name", FOREIGN)
+async def test_a_hint_to_another_layout(name: str, mode: Mode) -> None:
+    made = make_dag(DATA, **FOREIGN[name])
+    async with gateway(elsewhere(made), mode=mode, hints=(Hint(made.root),)) as (source, stub):
+        for offset in range(0, len(DATA), MIB):
+            length = min(MIB, len(DATA) - offset)
+            assert await read(source, INFO.digest, offset, length) == DATA[offset : offset + length]
+        assert await all_of(source) == DATA
+        assert source.health.state == "ok"
+        there = {cid_text(cid) for cid in stub.blocks}
+        assert sum(cid not in there for _what, cid, _range in stub.asked) == 1, "our own layout is looked for once"
+
+
+async def test_a_hint_with_a_cid_of_version_0_and_a_path() -> None:
+    made = make_dag(DATA, leaves="file", v0=True)
+    folder = made.put(CID_DAG_PB_PREFIX, dag_pb(b"\x08\x01", [made.root], ["layer.tar"], v0=True))
+    top = made.put(CID_DAG_PB_PREFIX, dag_pb(b"\x08\x01", [folder], ["blobs"]))
+    hint = read_hint(f"ipfs://{cid_text(top)}/blobs/layer.tar")
+    assert hint is not None
+    assert any_cid(cid_text(top)) == top
+    async with gateway(elsewhere(made), hints=(hint,)) as (source, _):
+        assert await read(source, INFO.digest, 0, MIB) == DATA[:MIB]
+
+
+async def test_a_hint_that_leads_to_other_bytes_is_not_the_gateways_fault() -> None:
+    other = bytearray(DATA)
+    other[3 * MIB] ^= 1
+    made, good = make_dag(bytes(other)), make_dag(DATA, chunk=500_000)
+    stub = elsewhere(made)
+    stub.blocks |= good.blocks
+    async with gateway(stub, hints=(Hint(made.root), Hint(good.root))) as (source, _):
+        with pytest.raises(Unreachable, match="something else"):
+            await read(source, INFO.digest, 3 * MIB, MIB)
+        assert source.health.state == "ok"
+        assert await read(source, INFO.digest, 3 * MIB, MIB) == DATA[3 * MIB : 4 * MIB], "the next one is tried"
+
+
+async def test_hints_that_are_no_such_file_are_passed_over() -> None:
+    short, folder = make_dag(DATA[:-1]), MadeDag()
+    folder.root = folder.put(CID_DAG_PB_PREFIX, dag_pb(b"\x08\x01"))
+    lying = MadeDag()
+    leaf = lying.put(CID_RAW_PREFIX, bytes(2000))
+    lying.root = lying.put(CID_DAG_PB_PREFIX, dag_pb(unixfs_data(b"", [len(DATA)]), [leaf]))
+    stub = StubGateway(short.blocks | folder.blocks | lying.blocks)
+    hints = (Hint(short.root), Hint(folder.root), Hint(lying.root), Hint(short.root, ("a",)), Hint(folder.root, ("a",)))
+    async with gateway(stub, mode="raw", hints=hints) as (source, _):
+        with pytest.raises((NotFound, Unreachable)):
+            await read(source, INFO.digest, 0, MIB)
+        with pytest.raises(NotFound):
+            await read(source, INFO.digest, 0, MIB)
+        assert source.health.state == "ok"
+        count = len(stub.asked)
+        with pytest.raises(NotFound):
+            await read(source, INFO.digest, 0, MIB)
+        assert len(stub.asked) == count, "nobody is asked again"
+
+
+async def test_the_table_is_made_from_the_bytes_where_only_a_hint_has_them(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    made = make_dag(DATA, leaves="file", v0=True)
+    common = Common({INFO.digest: Known(INFO.ref, None, (Hint(made.root),))}.get)
+    source = IpfsSource(InMemory(made.blocks), common)
+    assert Metainfo.of_table(INFO.ref, await source.table(INFO.ref)) == INFO
+    wrong = make_dag(bytes(len(DATA)), leaves="file", v0=True)
+    common = Common({INFO.digest: Known(INFO.ref, None, (Hint(wrong.root),))}.get)
+    with pytest.raises(NotFound):
+        await IpfsSource(InMemory(wrong.blocks), common).table(INFO.ref)
+    assert len(common.wrong) == 1
+
+
+class InMemory:
+    """Blocks without a gateway."""
+
+    name, ranges = "memory", False
+
+    def __init__(self, blocks: dict[bytes, bytes]) -> None:
+        self._blocks = blocks
+
+    @asynccontextmanager
+    async def block(self, cid: bytes) -> AsyncIterator[Any]:
+        if cid not in self._blocks:
+            raise NotFound("BLOB_UNKNOWN", "not here")
+        yield Parts([self._blocks[cid]])
+
+    def car(self, cid: bytes, start: int, end: int, most: int) -> Any:
+        raise AssertionError("not asked for")
+
+    async def probe(self) -> None: ...
+    async def aclose(self) -> None: ...
+
+
+class Parts:
+    def __init__(self, parts: list[bytes]) -> None:
+        self._parts = parts
+
+    async def next(self) -> bytes:
+        await trio.lowlevel.checkpoint()
+        return self._parts.pop(0) if self._parts else b""
+
+
+async def test_a_url_that_is_none() -> None:
+    for url in ("", "ftp://x", "https://user:pass@x", "https://x?y", "https://", "http://x/ y", "https://x#y"):
+        with pytest.raises(SettingsError):
+            GatewayClient(url)
