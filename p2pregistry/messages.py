@@ -42,6 +42,13 @@ Url: TypeAlias = Annotated[
         max_length=300, pattern=r"^https?://(?:[A-Za-z0-9._-]{1,253}|\[[0-9A-Fa-f:.]{2,45}\])(?::[0-9]{1,5})?/?\Z"
     ),
 ]
+#: The base of a gateway for IPFS clients; empty: none.
+GatewayUrl: TypeAlias = Annotated[
+    str,
+    msgspec.Meta(
+        max_length=300, pattern=r"^(?:https?://(?:[A-Za-z0-9._-]{1,253}|\[[0-9A-Fa-f:.]{2,45}\])(?::[0-9]{1,5})?/?)?\Z"
+    ),
+]
 #: A rack, a datacentre: short enough for a header. Empty: none.
 ZONE: Final = re.compile(r"[A-Za-z0-9._:/-]{0,64}")
 Zone: TypeAlias = Annotated[str, msgspec.Meta(pattern=rf"^{ZONE.pattern}\Z")]
@@ -56,7 +63,7 @@ _PLACE: Final = re.compile(r" - at `\$\.?(.*)`$")
 
 class Announce(msgspec.Struct, frozen=True, kw_only=True):
     """What one node wants (is fetching, or will when it is asked) and holds (complete). ``leaving``: it is going away;
-    the lists then do not count."""
+    the lists then do not count. ``gateway``: the base URL of its gateway for IPFS clients; "": it has none."""
 
     peer_id: str
     url: str
@@ -65,6 +72,7 @@ class Announce(msgspec.Struct, frozen=True, kw_only=True):
     want: tuple[Digest, ...] = ()
     hold: tuple[Digest, ...] = ()
     leaving: bool = False
+    gateway: str = ""
 
     def encode(self) -> bytes:
         """As JSON; the fields are those of this class."""
@@ -77,6 +85,7 @@ class Announce(msgspec.Struct, frozen=True, kw_only=True):
                 "want": [str(digest) for digest in self.want],
                 "hold": [str(digest) for digest in self.hold],
                 "leaving": self.leaving,
+                **({"gateway": self.gateway} if self.gateway else {}),
             }
         )
 
@@ -119,6 +128,7 @@ class _Announce(msgspec.Struct):
     want: Annotated[list[str], msgspec.Meta(max_length=MAX_WANT)] = []
     hold: Annotated[list[str], msgspec.Meta(max_length=MAX_HOLD)] = []
     leaving: bool = False
+    gateway: GatewayUrl = ""
 
 
 class _Announced(msgspec.Struct):
@@ -139,6 +149,8 @@ def read_announce(data: bytes) -> Announce:
     except _JSON_ERRORS as err:
         raise _invalid(str(err)) from err
     check_url(raw.url)
+    if raw.gateway:
+        check_url(raw.gateway, "gateway")
     return Announce(
         peer_id=raw.peer_id,
         url=raw.url,
@@ -147,6 +159,7 @@ def read_announce(data: bytes) -> Announce:
         want=read_digests("want", raw.want),
         hold=read_digests("hold", raw.hold),
         leaving=raw.leaving,
+        gateway=raw.gateway,
     )
 
 
@@ -186,14 +199,14 @@ def read_digests(field: str, texts: Iterable[str]) -> tuple[Digest, ...]:
     return tuple(digests)
 
 
-def check_url(url: str) -> None:
+def check_url(url: str, field: str = "url") -> None:
     """What the pattern of Url cannot say. Raises RequestError (ANNOUNCE_INVALID)."""
     try:
         port = urlsplit(url).port
     except ValueError as err:
-        raise _invalid("not a URL", "url") from err
+        raise _invalid("not a URL", field) from err
     if port == 0:
-        raise _invalid("port 0 is none", "url")
+        raise _invalid("port 0 is none", field)
 
 
 def _invalid(reason: str, field: str = "") -> RequestError:

@@ -43,6 +43,10 @@ class Announces(Protocol):
         another swarm. Raises RequestError (TOOMANYREQUESTS) if there are too many nodes.
         """
 
+    async def gateways(self, swarm: str, digest: Digest, limit: int) -> list[Member]:
+        """Some of the nodes of a swarm that hold a digest and have a gateway. Whether anybody may be told of the digest
+        the caller has found out."""
+
 
 class Desk:
     """What all implementations share: the board, and the answers from it."""
@@ -69,7 +73,7 @@ class Desk:
             board.remove(announce.peer_id)
             nodes_known().set(len(board))
             return Member(announce.peer_id, announce.url, announce.swarm, announce.zone), 0.0, self._interval(False)
-        member = Member(announce.peer_id, announce.url, announce.swarm, announce.zone, want, hold)
+        member = Member(announce.peer_id, announce.url, announce.swarm, announce.zone, want, hold, announce.gateway)
         if not self._room(member):
             raise RequestError("TOOMANYREQUESTS", "too many nodes announce themselves", headers={"Retry-After": "30"})
         old = board.get(member.peer_id)
@@ -120,6 +124,11 @@ class Desk:
             peers = board.peers(announce.peer_id, announce.swarm, announce.zone, asked, MAX_PEERS)
         return Announced(peers, crowd, round(max(MIN_INTERVAL, interval * self._chance()), 3))
 
+    def gateways(self, swarm: str, digest: Digest, limit: int) -> list[Member]:
+        """See ``Announces``: from the board as it is now."""
+        self.board.expire(trio.current_time())
+        return self.board.gateways(swarm, digest_key(digest), limit)
+
     def _chance(self) -> float:
         return 1 - _SPREAD + 2 * _SPREAD * self._randrange(0, 1000) / 1000
 
@@ -136,6 +145,10 @@ class MemoryAnnounces:
         for _ in range(2):  # those that waited for the same answer of the catalog are on the board by then
             await trio.lowlevel.checkpoint()
         return self.desk.answer(announce, caller, interval)
+
+    async def gateways(self, swarm: str, digest: Digest, limit: int) -> list[Member]:
+        await trio.lowlevel.checkpoint()
+        return self.desk.gateways(swarm, digest, limit)
 
 
 @functools.cache

@@ -55,10 +55,19 @@ def node(
     zone: str = "",
     url: str | None = None,
     leaving: bool = False,
+    gateway: str = "",
 ) -> Announce:
     """An announce of node ``number``."""
-    url = url or f"http://192.0.2.{number % 250}:5001"
-    return Announce(peer_id=peer(number), url=url, swarm=swarm, zone=zone, want=want, hold=hold, leaving=leaving)
+    return Announce(
+        peer_id=peer(number),
+        url=url or f"http://192.0.2.{number % 250}:5001",
+        swarm=swarm,
+        zone=zone,
+        want=want,
+        hold=hold,
+        leaving=leaving,
+        gateway=gateway,
+    )
 
 
 def names(answer: Announced) -> set[str]:
@@ -232,3 +241,36 @@ async def who_wants_something_comes_again_soon_and_who_only_holds_does_not(rig: 
     assert 0.4 <= (await rig.first.announce(node(1, (TWO, THREE), (ONE,)))).interval <= 0.6
     assert 2.5 <= (await rig.first.announce(node(1, (THREE,), (ONE, TWO)))).interval <= 3.5
     assert 2.5 <= (await rig.first.announce(node(2, (LONG,)))).interval <= 3.5, "nobody has heard of it yet"
+
+
+@_case
+async def who_holds_and_has_a_gateway_is_named_by_every_process(rig: Rig) -> None:
+    await rig.name([ONE, TWO])
+
+    async def named(announces: Announces, digest: Digest = ONE, swarm: str = "default") -> dict[str, str]:
+        return {found.peer_id: found.gateway for found in await announces.gateways(swarm, digest, 10)}
+
+    await rig.first.announce(node(1, (), (ONE,), gateway="https://one.example.com"))
+    await rig.first.announce(node(2, (), (ONE,)))
+    await rig.first.announce(node(3, (ONE,), (TWO,), gateway="https://three.example.com"))
+    await rig.first.announce(node(4, (), (ONE,), gateway="https://four.example.com", swarm="other"))
+    await rig.age(3)  # a process looks every two seconds at what the others were told
+    for process in (rig.first, rig.second):
+        assert await named(process) == {peer(1): "https://one.example.com"}
+        assert await named(process, TWO) == {peer(3): "https://three.example.com"}
+        assert await named(process, THREE) == {}
+        assert await named(process, ONE, "other") == {peer(4): "https://four.example.com"}
+    await rig.second.announce(node(1, (), (ONE,)))  # it has none any more
+    await rig.second.announce(node(3, leaving=True))
+    await rig.age(3)
+    for process in (rig.second, rig.first):
+        assert await named(process) == await named(process, TWO) == {}
+
+
+@_case
+async def of_many_gateways_some_are_named(rig: Rig) -> None:
+    await rig.name([ONE])
+    for number in range(8):
+        await rig.first.announce(node(number, (), (ONE,), gateway=f"https://g{number}.example.com"))
+    found = await rig.first.gateways("default", ONE, 5)
+    assert len({one.peer_id for one in found}) == 5

@@ -10,12 +10,14 @@ from the board, and written once the database is back.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
 
 import trio
 
+from p2pregistry.digest import Digest
 from p2pregistry.errors import LocalError
 from p2pregistry.messages import Announce, Announced
 from p2pregistry.observe import logger
@@ -28,6 +30,8 @@ from tracker.db import Connection, Db
 _PATIENCE: Final = 1.0
 #: Seconds between two tries while the database fails.
 _RETRY: Final = 0.5
+#: Seconds between two looks, for IPFS clients, at what other processes were told while nobody announces here.
+_LOOK: Final = 2.0
 #: Seconds between two rounds that remove the rows of nodes that are gone; rows removed in one statement.
 _SWEEP: Final = 60.0
 _SWEEP_ROWS: Final = 1000
@@ -39,17 +43,18 @@ TAKE_LOCK: Final = (
     f"set local idle_in_transaction_session_timeout = 2000; select pg_advisory_xact_lock({LOCK})".encode()
 )
 _CHANGED: Final = """
-select peer_id, url, swarm, zone, want::bytea[], hold::bytea[], extract(epoch from gone_at - clock_timestamp())::float8
+select peer_id, url, swarm, zone, want::bytea[], hold::bytea[], gateway,
+    extract(epoch from gone_at - clock_timestamp())::float8, change
 from announces where change > %s
 """
 _PUT: Final = """
-insert into announces (peer_id, url, swarm, zone, want, hold, change, seen_at, gone_at)
-select peer_id, url, swarm, zone, want::digest[], hold::digest[], nextval('announce_changes'),
+insert into announces (peer_id, url, swarm, zone, want, hold, gateway, change, seen_at, gone_at)
+select peer_id, url, swarm, zone, want::digest[], hold::digest[], gateway, nextval('announce_changes'),
     clock_timestamp(), clock_timestamp() + lasts * interval '1 second'
-from unnest(%s::text[], %s::text[], %s::text[], %s::text[], %s::text[], %s::text[], %s::float8[])
-    as new (peer_id, url, swarm, zone, want, hold, lasts)
+from unnest(%s::text[], %s::text[], %s::text[], %s::text[], %s::text[], %s::text[], %s::text[], %s::float8[])
+    as new (peer_id, url, swarm, zone, want, hold, gateway, lasts)
 on conflict (peer_id) do update set url = excluded.url, swarm = excluded.swarm, zone = excluded.zone,
-    want = excluded.want, hold = excluded.hold, change = excluded.change,
+    want = excluded.want, hold = excluded.hold, gateway = excluded.gateway, change = excluded.change,
     seen_at = excluded.seen_at, gone_at = excluded.gone_at
 returning change
 """
@@ -78,11 +83,13 @@ class PostgresAnnounces:
     def __init__(self, db: Db, desk: Desk) -> None:
         self.desk = desk
         self._db = db
-        self._batch = _Batch()
+        self._batch, self._writing = _Batch(), _Batch()
         self._wake = trio.Event()
         self._failing = False
         #: The number of the newest change that the board has.
         self._read = 0
+        self._reading = trio.Lock()
+        self._looked = -math.inf
 
     async def announce(self, announce: Announce, caller: Caller = ANYONE) -> Announced:
         until = trio.current_time() + _PATIENCE
@@ -122,15 +129,18 @@ class PostgresAnnounces:
         while True:
             await self._wake.wait()
             batch, self._batch, self._wake = self._batch, _Batch(), trio.Event()
+            self._writing = batch
             try:
                 await self._exchange(batch)
             except LocalError as err:
                 self._fails(err.message)
                 self._put_back(batch)
                 batch.done.set()
+                self._writing = _Batch()
                 await trio.sleep(_RETRY)
             else:
                 batch.done.set()
+                self._writing = _Batch()
                 if self._failing:
                     _log.info("announces are shared with other trackers again")
                 self._failing = False
@@ -148,8 +158,33 @@ class PostgresAnnounces:
         if self._batch.rows:
             self._wake.set()
 
+    async def gateways(self, swarm: str, digest: Digest, limit: int) -> list[Member]:
+        """See ``Announces``; where the database fails what the board knows has to do."""
+        await trio.lowlevel.checkpoint()
+        if trio.current_time() >= self._looked + _LOOK and not self._failing:
+            self._looked = trio.current_time()
+            try:
+                with trio.move_on_after(_PATIENCE):
+                    await self._look()
+            except LocalError as err:
+                _log.debug("what other trackers were told cannot be read now", error=err.message)
+        return self.desk.gateways(swarm, digest, limit)
+
+    async def _look(self) -> None:
+        async with self._reading:
+            changed, newest = await self._db.query(_changed, self._read)
+            self._learnt(changed, self._writing)
+            self._read = max(self._read, newest)
+
     async def _exchange(self, batch: _Batch) -> None:
-        changed, newest = await self._db.tx(_exchange, self._read, list(batch.rows.values()), retry=True)
+        async with self._reading:
+            changed, newest = await self._db.tx(_exchange, self._read, list(batch.rows.values()), retry=True)
+            self._learnt(changed, batch)
+            # numbers that go back: the database is another one, restored from a backup
+            self._read = newest if newest > self._read else 0
+        self._looked = trio.current_time()
+
+    def _learnt(self, changed: Sequence[tuple[Member, float]], batch: _Batch) -> None:
         now = trio.current_time()
         for member, left in changed:
             if member.peer_id in batch.rows or member.peer_id in self._batch.rows:
@@ -158,8 +193,6 @@ class PostgresAnnounces:
                 self.desk.learn(member, now + left)
             else:
                 self.desk.board.remove(member.peer_id)
-        # numbers that go back: the database is another one, restored from a backup
-        self._read = newest if newest > self._read else 0
 
     async def _sweep(self) -> None:
         while True:
@@ -176,6 +209,12 @@ class PostgresAnnounces:
         return await self._db.tx(_remove)
 
 
+def _changed(connection: Connection, read: int) -> tuple[list[tuple[Member, float]], int]:
+    """What changed since number ``read``, without a lock: what is visible are the first of all changes, by number."""
+    rows = connection.execute(_CHANGED, (read,)).fetchall()
+    return [_member(row) for row in rows], max((int(row[8]) for row in rows), default=read)
+
+
 def _exchange(
     connection: Connection, read: int, rows: Sequence[tuple[Member, float]]
 ) -> tuple[list[tuple[Member, float]], int]:
@@ -184,7 +223,7 @@ def _exchange(
     # a statement of its own: the next one must not see the database as it was before the lock
     connection.execute(TAKE_LOCK)
     changed = [_member(row) for row in connection.execute(_CHANGED, (read,)).fetchall()]
-    columns: tuple[list[Any], ...] = ([], [], [], [], [], [], [])
+    columns: tuple[list[Any], ...] = ([], [], [], [], [], [], [], [])
     for member, lasts in rows:
         values = (
             member.peer_id,
@@ -193,6 +232,7 @@ def _exchange(
             member.zone,
             _array(member.want),
             _array(member.hold),
+            member.gateway,
             lasts,
         )
         for column, value in zip(columns, values, strict=True):
@@ -202,8 +242,8 @@ def _exchange(
 
 
 def _member(row: Sequence[Any]) -> tuple[Member, float]:
-    peer_id, url, swarm, zone, want, hold, left = row
-    return Member(peer_id, url, swarm, zone, frozenset(want), frozenset(hold)), left
+    peer_id, url, swarm, zone, want, hold, gateway, left, _ = row
+    return Member(peer_id, url, swarm, zone, frozenset(want), frozenset(hold), gateway), left
 
 
 def _array(keys: frozenset[bytes]) -> str:

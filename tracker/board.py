@@ -25,7 +25,8 @@ RandRange = Callable[[int, int], int]
 
 @dataclass(frozen=True, slots=True)
 class Member:
-    """A node as it announced itself. Digests are opaque keys here; none is in both sets."""
+    """A node as it announced itself. Digests are opaque keys here; none is in both sets. ``gateway``: the base URL of
+    its gateway for IPFS clients; "": it has none."""
 
     peer_id: str
     url: str
@@ -33,6 +34,7 @@ class Member:
     zone: str = ""
     want: frozenset[bytes] = frozenset()
     hold: frozenset[bytes] = frozenset()
+    gateway: str = ""
 
     @property
     def links(self) -> int:
@@ -145,6 +147,7 @@ class _Digest:
 
     wanting: _Pool = field(default_factory=_Pool)
     holding: _Pool = field(default_factory=_Pool)
+    gateways: _Bag | None = None  # those that hold it and have a gateway, if there is any
 
 
 class Board:
@@ -199,7 +202,11 @@ class Board:
         for key in member.want:
             self._digests.setdefault((member.swarm, key), _Digest()).wanting.add(member)
         for key in member.hold:
-            self._digests.setdefault((member.swarm, key), _Digest()).holding.add(member)
+            found = self._digests.setdefault((member.swarm, key), _Digest())
+            found.holding.add(member)
+            if member.gateway:
+                found.gateways = found.gateways or _Bag()
+                found.gateways.add(member)
 
     def _unlink(self, member: Member) -> None:
         del self._members[member.peer_id]
@@ -209,6 +216,8 @@ class Board:
             for key in keys:
                 found = self._digests[member.swarm, key]
                 (found.wanting if wanting else found.holding).remove(member)
+                if not wanting and member.gateway and found.gateways is not None:
+                    found.gateways.remove(member.peer_id)
                 if not found.wanting.everyone.items and not found.holding.everyone.items:
                     del self._digests[member.swarm, key]
 
@@ -221,6 +230,15 @@ class Board:
             return Crowd()
         wanting, holding = found.wanting.everyone, found.holding.everyone
         return Crowd(len(wanting.items) - (asker in wanting), len(holding.items) - (asker in holding))
+
+    def gateways(self, swarm: str, key: bytes, limit: int) -> list[Member]:
+        """Up to ``limit`` nodes that hold a digest and have a gateway, by chance."""
+        found = self._digests.get((swarm, key))
+        draw = _Draw(None if found is None else found.gateways, self._randrange)
+        chosen: list[Member] = []
+        while len(chosen) < limit and (member := draw.next()) is not None:
+            chosen.append(member)
+        return chosen
 
     def peers(self, asker: str, swarm: str, zone: str, asked: Mapping[bytes, int], limit: int) -> list[PeerSeen]:
         """Up to ``limit`` nodes of the swarm that have to do with the digests ``asked`` about (key -> its position)."""

@@ -13,6 +13,7 @@ from p2pregistry.serve.peer_api import Slots
 from p2pregistry.serve.turnstile import Turnstile
 from p2pregistry.trust.claims import ManifestClaim, sign_manifest_claim
 from p2pregistry.trust.paserk import PUBLIC, read_key
+from tracker.announces import Announces
 from tracker.api import doors
 from tracker.api.asked import Services
 from tracker.authentication import Authentication
@@ -23,6 +24,7 @@ from tracker.db import Db
 from tracker.face import Face
 from tracker.front import by_path
 from tracker.identity.base import Accounts
+from tracker.ipfs_routing import IpfsRouting
 from tracker.keyring import Keyring
 from tracker.node_admin import Facts
 from tracker.public_blocks import PublicBlocks
@@ -49,14 +51,21 @@ def services(
     return Services(accounts, catalog, PostgresListing(db), nodes, facts, keyring, authentication)
 
 
-def ipfs(settings: TrackerSettings, blocks: PublicBlocks) -> dict[str, Handler]:
-    """What is served to IPFS clients, by path. Who wants no pulls without an account wants none by them either."""
+def ipfs(
+    settings: TrackerSettings, blocks: PublicBlocks, announces: Announces, own: Callable[[], tuple[str, str]]
+) -> dict[str, Handler]:
+    """What is served to IPFS clients, by path. Who wants no pulls without an account wants none by them either.
+    ``own`` gives this tracker's peer id and URL."""
     stated = settings.gateway
     if not stated.enabled or not settings.auth.anonymous_pull:
         return {}
     pace = None if stated.egress is None else Limiter(stated.egress).take
     slots = Slots(stated.max_uploads, stated.queue)
-    return {"/ipfs/": IpfsGateway(blocks, slots, served=count_served("gateway"), pace=pace)}
+    swarm, private = settings.tracker.swarm, stated.private_addresses
+    return {
+        "/ipfs/": IpfsGateway(blocks, slots, served=count_served("gateway"), pace=pace),
+        "/routing/v1/": IpfsRouting(blocks, announces, own, swarm=swarm, private=private),
+    }
 
 
 def front(

@@ -96,7 +96,7 @@ def read_request(path: str, query: Query, accept: Sequence[str]) -> Asked:
     """
     first = dict(reversed(query))
     stated = first.get("format")
-    entries = _entries(accept)
+    entries = read_accept(accept)
     wanted = _format(stated, entries)
     cid, text = _cid(path, wanted)
     if wanted == "raw":
@@ -123,13 +123,13 @@ def _same(first: dict[str, str]) -> bool:
 # ---------------------------------------------------------------------------------------------------------- the format
 
 
-_Entry = tuple[str, dict[str, str], float]
+Entry = tuple[str, dict[str, str], float]
 
 
-def _entries(accept: Sequence[str]) -> list[_Entry]:
-    """The entries of Accept, those that are wanted most first: media type, parameters, weight. Such with weight 0 are
-    left out."""
-    found: list[_Entry] = []
+def read_accept(accept: Sequence[str]) -> list[Entry]:
+    """The entries of all Accept headers, those that are wanted most first: media type, parameters, weight. Those of
+    weight 0 are left out."""
+    found: list[Entry] = []
     for item in ",".join(accept)[:_MAX_ACCEPT].split(",")[:_MAX_ENTRIES]:
         kind, *rest = [part.strip() for part in item.split(";")]
         pairs = [part.partition("=") for part in rest]
@@ -144,7 +144,7 @@ def _weight(text: str) -> float:
     return float(text) if re.fullmatch(r"[01](\.\d{0,3})?", text) else 1.0
 
 
-def _format(stated: str | None, entries: Sequence[_Entry]) -> Format:
+def _format(stated: str | None, entries: Sequence[Entry]) -> Format:
     if stated is not None:
         if stated in _FORMATS:
             return _FORMATS[stated]
@@ -168,7 +168,7 @@ def _can(parameters: dict[str, str]) -> bool:
     )
 
 
-def _car_form(first: dict[str, str], entries: Sequence[_Entry]) -> bool:
+def _car_form(first: dict[str, str], entries: Sequence[Entry]) -> bool:
     """Whether blocks are repeated. Raises RequestError with status 406 for what we do not make."""
     listed = [parameters for kind, parameters, _ in entries if kind == CAR]
     known = {name: first[f"car-{name}"] for name in ("version", "order", "dups") if f"car-{name}" in first}

@@ -30,12 +30,14 @@ _log = logger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class Me:
-    """This node as others see it: peer id (base58), base URL of its peer API, zone ("" if unset), swarm."""
+    """This node as others see it: peer id (base58), base URL of its peer API, zone ("" if unset), swarm, base URL of
+    its gateway for IPFS clients ("": it has none)."""
 
     peer_id: str
     url: str
     zone: str = ""
     swarm: str = "default"
+    gateway: str = ""
 
 
 class Announcer:
@@ -146,4 +148,5 @@ class Announcer:
             want=tuple(want),
             hold=tuple(held),
             leaving=leaving,
+            gateway=me.gateway,
         )

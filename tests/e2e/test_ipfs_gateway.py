@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import random
 from pathlib import Path
 
@@ -45,11 +46,17 @@ def test_a_pushed_image_can_be_had_by_ipfs_clients_while_it_is_public(tmp_path: 
             assert headers["access-control-allow-origin"] == "*"
         status, _, body = get(process, f"/ipfs/{cid_text(INFO.root)}?format=car&car-dups=y")
         assert file_of(INFO.root, read_car(body), dups=True) == LAYER
+        host, port = process.facts["url"].removeprefix("http://").split(":")
+        for cid in blocks:
+            status, _, body = get(process, f"/routing/v1/providers/{cid_text(cid)}")
+            (provider,) = json.loads(body)["Providers"]
+            assert (provider["ID"], provider["Addrs"]) == (process.facts["peer_id"], [f"/ip4/{host}/tcp/{port}/http"])
         target = "/api/v1/repositories/acme%2Fapi/visibility"
         status, _, body = Client(process).request("PUT", target, b'{"private": true}', Content_Type="application/json")
         assert status in (200, 204), body
         for cid in blocks:
             assert get(process, f"/ipfs/{cid_text(cid)}?format=raw")[0] == 404
+            assert get(process, f"/routing/v1/providers/{cid_text(cid)}")[2] == b'{"Providers":[]}'
 
 
 def test_a_registry_without_anonymous_pulls_is_no_gateway(tmp_path: Path) -> None:
@@ -57,3 +64,4 @@ def test_a_registry_without_anonymous_pulls_is_no_gateway(tmp_path: Path) -> Non
         Client(process).push("acme/api", "1", IMAGE)
         assert get(process, f"/ipfs/{cid_text(INFO.root)}?format=raw")[0] == 404
         assert get(process, "/ipfs/bafkqaaa?format=raw")[0] == 404
+        assert get(process, f"/routing/v1/providers/{cid_text(INFO.root)}")[0] == 404
