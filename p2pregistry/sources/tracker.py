@@ -219,6 +219,7 @@ class TrackerSource(PeerSource):
         headers = {"Content-Type": "application/json", "Accept": MEDIA_TYPE}
         body = request.encode()
         async with self.client.lines("/p2p/v1/changes", headers, body, silence=SILENCE, limit=MAX_LINE) as lines:
+            self._down_until = 0.0  # it answers: what waits for it need not wait for the rest of its rest
             yield Events(lines)
 
     async def announce(self, announce: Announce) -> Announced:

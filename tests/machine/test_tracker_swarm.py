@@ -13,7 +13,8 @@ import trio
 from p2pregistry import observe
 from p2pregistry.digest import Digest
 from p2pregistry.errors import BadContent, NotFound, RemoteBusy, RemoteError, Unreachable
-from p2pregistry.serve.http import Handler, Request, Response
+from p2pregistry.feed_messages import ChangesRequest
+from p2pregistry.serve.http import Handler, Request, Response, Stream
 from p2pregistry.serve.peer_api import Slots
 from p2pregistry.sources.tracker import Chosen, TrackerSource
 from p2pregistry.testing.http import PATIENCE, running
@@ -195,4 +196,30 @@ async def test_a_tracker_that_hangs_is_left_alone_for_a_while() -> None:
         assert source.down
         with trio.fail_after(PATIENCE), pytest.raises(Unreachable):
             await take(source, b"\1")
+        source.close()
+
+
+async def test_a_tracker_that_takes_a_stream_of_changes_is_back() -> None:
+    """What clients ask for right after the feed has come back need not wait until the tracker is tried again."""
+    hangs = True
+
+    async def handler(request: Request) -> Response:
+        if hangs:
+            await trio.sleep_forever()
+        assert request.path == "/p2p/v1/changes"
+        return Response(200, [], Stream(silent(), None))
+
+    async def silent() -> AsyncIterator[bytes]:
+        yield b": \n"
+        await trio.sleep_forever()
+
+    async with running(handler, grace=0.0) as url:
+        source = TrackerSource(url, timeout=0.1, rest=60.0)
+        with pytest.raises(Unreachable):
+            await source.announce(node(1))
+        assert source.down
+        hangs = False
+        with trio.fail_after(PATIENCE):
+            async with source.changes(ChangesRequest()):
+                assert not source.down
         source.close()
