@@ -86,6 +86,9 @@ def arguments(parser: argparse.ArgumentParser) -> None:
         default="plain",
         help="how all speak with each other; both: in turns, and how one compares to the other",
     )
+    parser.add_argument(
+        "--calm", type=float, default=20.0, metavar="S", help="wait so long at most for an idle machine before a round"
+    )
     parser.add_argument("--force", action="store_true", help="report even if the processors were the limit, marked")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="a setting of all nodes")
     parser.add_argument(
@@ -121,6 +124,7 @@ class Plan:
     targets: Targets
     sets: tuple[str, ...]
     tracker_sets: tuple[str, ...]
+    calm: float
 
     @classmethod
     def of(cls, args: argparse.Namespace) -> Plan:
@@ -137,6 +141,7 @@ class Plan:
             targets=preset.targets,
             sets=tuple(args.set),
             tracker_sets=tuple(args.tracker_set),
+            calm=args.calm,
         )
         if not 1 <= plan.nodes <= 200:
             raise BenchError("--nodes must be from 1 to 200")
@@ -304,7 +309,7 @@ def _swarm_round(bench: Bench, turn: int) -> Pulls:
     nodes = [_node(bench, machine, turn) for machine in bench.nodes]
     for node in nodes:
         node.wait()
-    usage.calm()
+    usage.calm(bench.plan.calm)
     say(f"all pull; the bound is {bench.plan.bound(size):.2f} s")
     found = _pull_all(bench, [str(node.facts["url"]) for node in nodes], tag, size, nodes)
     found.bound = bench.plan.bound(size)
@@ -334,7 +339,7 @@ def _node(bench: Bench, machine: Machine, turn: int) -> Daemon:
 def _direct_round(bench: Bench, turn: int, size: int) -> Pulls:
     """The same clients take an image from the tracker's registry API."""
     tag, size = _push(bench, size, f"direct{turn}")
-    usage.calm()
+    usage.calm(bench.plan.calm)
     expected = bench.plan.direct_bound(size)
     say(f"all download from the tracker; the bound is {expected:.2f} s")
     found = _pull_all(bench, [str(bench.tracker.facts["url"])] * len(bench.nodes), tag, size, [])

@@ -88,8 +88,8 @@ class Busy:
         return min(self._seen, key=lambda seen: abs(seen[0] - moment))
 
 
-def calm(most: float = 0.1, within: float = 20.0) -> bool:
-    """Wait until the machine has been less busy than ``most`` for a second; whether it came to that in time."""
+def calm(within: float, most: float = 0.1) -> bool:
+    """Wait until the machine has been less busy than ``most`` for a second; whether it came to that ``within`` seconds."""
     deadline = time.monotonic() + within
     while time.monotonic() < deadline:
         before = machine_seconds()

@@ -19,7 +19,7 @@ import pytest
 
 BENCHES = Path(__file__).parents[2] / "scripts" / "benchmarks"
 PATIENCE = 180  # seconds; only a test that fails takes as long
-SWARM = ("swarm", "--nodes", "3", "--mib", "8", "--up", "80", "--against", "none", "--force")
+SWARM = ("swarm", "--nodes", "3", "--mib", "8", "--up", "80", "--against", "none", "--force", "--calm", "0")
 
 pytestmark = pytest.mark.e2e
 
