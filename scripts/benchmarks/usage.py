@@ -89,7 +89,7 @@ class Busy:
 
 
 def calm(within: float, most: float = 0.1) -> bool:
-    """Wait until the machine has been less busy than ``most`` for a second; whether it came to that ``within`` seconds."""
+    """Wait until the machine has been less busy than ``most`` for a second; whether it came to that in time."""
     deadline = time.monotonic() + within
     while time.monotonic() < deadline:
         before = machine_seconds()
