@@ -36,7 +36,7 @@ class AllPorts:
 
 def choose(base: int, nodes: int) -> tuple[AllPorts, list[str]]:
     """Ports for a tracker and ``nodes`` nodes, and a line for each program that could not have its usual ones."""
-    spare = iter(_free_ports(4 * (nodes + 1)))
+    spare = iter(free_ports(4 * (nodes + 1)))
     return plan(base, nodes, is_free, lambda: next(spare))
 
 
@@ -76,7 +76,7 @@ def ipv6_loopback() -> bool:
     return True
 
 
-def _free_ports(count: int) -> list[int]:
+def free_ports(count: int) -> list[int]:
     """Distinct ports that are free now: all are held until the last is found. Between this and the start of the program
     that listens, another one's outgoing connection could take a port that the system gives to those; so others are
     looked at first, in an order that two who choose at the same time do not share."""

@@ -14,7 +14,8 @@ from typing import Annotated, Final, TypeVar
 
 import msgspec
 
-from p2pregistry.digest import parse_cid
+from p2pregistry.content.dag import any_cid
+from p2pregistry.digest import cid_text, parse_cid
 from p2pregistry.errors import BadContent, NotFound, RegistryError, RemoteError, RequestError, StorageFull, Unreachable
 
 _JSON_ERRORS: Final = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
@@ -132,9 +133,9 @@ class _Refusal(msgspec.Struct):
     message: str = msgspec.field(name="Message", default="")
 
 
-def _read(data: bytes, kind: type[_T]) -> _T:
+def _read(data: bytes, kind: type[_T], *, strict: bool = True) -> _T:
     try:
-        return msgspec.json.decode(data, type=kind)
+        return msgspec.json.decode(data, type=kind, strict=strict)
     except _JSON_ERRORS as err:
         raise BadContent("an answer of the IPFS daemon is not understood") from err
 
@@ -160,7 +161,8 @@ def imported(data: bytes) -> list[Imported]:
 def file_stat(data: bytes) -> FileStat:
     """Of files/stat. Raises BadContent."""
     found = _read(data, _Stat)
-    return FileStat(found.hash, found.size, found.kind == "directory")
+    cid = any_cid(found.hash)  # js-ipfs gives it in base58, whatever it is asked for
+    return FileStat(found.hash if cid is None else cid_text(cid), found.size, found.kind == "directory")
 
 
 def file_list(data: bytes) -> list[FileEntry]:
@@ -170,7 +172,7 @@ def file_list(data: bytes) -> list[FileEntry]:
 
 def repo_stat(data: bytes) -> RepoStat:
     """Of repo/stat. Raises BadContent."""
-    found = _read(data, _Repo)
+    found = _read(data, _Repo, strict=False)  # js-ipfs writes these numbers as texts
     # without a bound js-ipfs says 2**53 - 1 and Kubo 2**64 - 1
     return RepoStat(found.size, found.most if 0 < found.most < _SIZE_MOST - 1 else None)
 
@@ -186,7 +188,8 @@ def pin_kinds(data: bytes) -> dict[str, str]:
 
 
 _MISSING: Final = re.compile(
-    r"not found|could not find|does not exist|not pinned|no link named|no such file|ERR_NOT_FOUND", re.IGNORECASE
+    r"not found|could not find|does not exist|not pinned|no link named|no such file|did not exist|ERR_NOT_FOUND",
+    re.IGNORECASE,
 )
 _EXISTS: Final = re.compile(r"already has entry|already exists|file exists", re.IGNORECASE)
 _FULL: Final = re.compile(r"no space left|ENOSPC|disk quota|storage limit|maximum storage", re.IGNORECASE)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import subprocess
 from collections.abc import AsyncIterator
@@ -12,6 +11,8 @@ from pathlib import Path
 from typing import Any
 
 import trio
+
+from p2pregistry.testing.foreign import CannotInstall, cache_directory
 
 _PACKAGES = (
     "libp2p@3.3.11",
@@ -76,18 +77,6 @@ for await (const line of readline.createInterface({ input: process.stdin })) {
 }
 await node.stop()
 """
-
-
-class CannotInstall(Exception):
-    """npm or the packages cannot be had; the message says why."""
-
-
-def cache_directory() -> Path:
-    """Where tests keep what they install: $P2PREGISTRY_TEST_CACHE, else below the user's cache directory."""
-    chosen = os.environ.get("P2PREGISTRY_TEST_CACHE")
-    if chosen:
-        return Path(chosen)
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "p2pregistry" / "tests"
 
 
 def install() -> Path:

@@ -11,7 +11,8 @@ from p2pregistry.digest import Digest
 from p2pregistry.routing.dht import KAD_PROTOCOL, DhtConfig, DhtRouter, open_dht
 from p2pregistry.routing.hello import Hello
 from p2pregistry.routing.kad.wire import Contact, blob_key
-from p2pregistry.testing.js_libp2p import CannotInstall, install, js_node
+from p2pregistry.testing.foreign import CannotInstall
+from p2pregistry.testing.js_libp2p import install, js_node
 from p2pregistry.testing.routing import eventually
 
 pytestmark = [pytest.mark.e2e, pytest.mark.interop, pytest.mark.slow]

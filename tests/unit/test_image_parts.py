@@ -1,7 +1,7 @@
 """The parts of an image with their root CIDs, and the CAR file of them, from a registry that may lie."""
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,40 +13,16 @@ from p2pregistry.content.car import CarReader, header, section
 from p2pregistry.content.metainfo import Metainfo
 from p2pregistry.content.unixfs import PIECE_SIZE, in_order
 from p2pregistry.digest import CID_RAW_PREFIX, Digest, cid_text
-from p2pregistry.errors import BadContent, LocalError, NotFound
+from p2pregistry.errors import BadContent, LocalError
 from p2pregistry.image import listing
 from p2pregistry.image.export import places, write_car
 from p2pregistry.image.inventory import MAX_BLOB, Inventory, Item, take, with_roots
 from p2pregistry.image.names import parse_image
-from p2pregistry.image.registry import Fetched
 from p2pregistry.oci.platforms import parse_platform
 from p2pregistry.testing.images import Layout, make_image, make_index
+from p2pregistry.testing.shelf import Shelf
 
 SMALL, LARGE = b"small" * 1000, bytes(range(256)) * 4096 * 3 + b"tail"
-
-
-class Shelf:
-    """A registry of a layout's content. ``roots``: what it states."""
-
-    def __init__(self, layout: Layout, top: str, roots: Mapping[str, bytes] | None = None) -> None:
-        self.layout, self.top, self.roots = layout, top, roots or {}
-        self.read: list[str] = []
-
-    def manifest(self, reference: str | Digest) -> Fetched:
-        try:
-            body = self.layout.read(str(reference) if isinstance(reference, Digest) else self.top)
-        except FileNotFoundError:
-            raise NotFound("MANIFEST_UNKNOWN", "no such manifest") from None
-        return Fetched(Digest.of(body), json.loads(body)["mediaType"], body)
-
-    def root(self, digest: Digest) -> bytes | None:
-        return self.roots.get(str(digest))
-
-    def blob(self, digest: Digest) -> Iterator[bytes]:
-        self.read.append(str(digest))
-        data = self.layout.read(str(digest))
-        for at in range(0, len(data), 100_000):
-            yield data[at : at + 100_000]
 
 
 def root_of(layout: Layout, digest: str) -> bytes:
