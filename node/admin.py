@@ -68,6 +68,7 @@ def status(node: Node) -> dict[str, object]:
         "max_bytes": node.settings.cache.max_bytes,
         "downloads": len(node.flights),
         "ahead_bytes": node.cache.ahead,
+        **({} if node.gateways is None else {"gateways": node.gateways.status()}),
         **({} if node.warmer is None else node.warmer.status()),
     }
 

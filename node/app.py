@@ -18,6 +18,7 @@ import trio
 
 from node.admin import admin_handler
 from node.following import follower, heard_of
+from node.ipfs import around, make_gateways, manifests
 from node.joining import enter
 from node.parts import make_rates, make_tracker
 from node.settings import MIB, NodeSettings
@@ -68,6 +69,7 @@ from p2pregistry.store.forget import keep_only
 from p2pregistry.store.index import Index, open_index
 from p2pregistry.store.records import StoredManifest
 from p2pregistry.store.recover import discard_partials, reconcile, stale_partials
+from p2pregistry.surroundings import Finder
 from p2pregistry.trust.certificate import server_context
 from p2pregistry.trust.keys import KeySet
 from p2pregistry.trust.records import ANYONE
@@ -76,6 +78,7 @@ from p2pregistry.visible import Visible
 from p2pregistry.warm.warmer import Warmer
 
 if TYPE_CHECKING:
+    from p2pregistry.crowd.gateways import Gateways
     from p2pregistry.routing.dht import DhtRouter
 
 #: Seconds that answers under way may take at shutdown, and that the whole shutdown may take.
@@ -105,6 +108,7 @@ class Node:
     urls: dict[str, str]
     peer_id: str
     cache: Cache
+    gateways: Gateways | None = None
     warmer: Warmer | None = None
     names: frozenset[str] = frozenset()
     token_url: str = ""
@@ -326,10 +330,15 @@ async def _assemble(
     await nursery.start(finder.serve)
     nursery.start_soon(advertiser.serve)
     rates = make_rates(settings)
-    flights = _flights(settings, store, cache, index, finder, haves, advertiser, rates)
+    gateways = make_gateways(settings, index)
+    if gateways is not None:
+        nursery.start_soon(gateways.run)
+    known = around(settings, finder, gateways, visible)
+    flights = _flights(settings, store, cache, index, finder, known, haves, advertiser, rates)
     await stack.enter_async_context(flights.running())
     peer_id = router.peer_id
     node = Node(settings, index, visible, router, advertiser, flights, finder, standing, tracker, urls, peer_id, cache)
+    node.gateways = gateways
     node.names = known_names(settings, index)
     node.token_url = "".join(lines(index, TOKEN_URL)[:1])
     if tracker is not None:
@@ -386,6 +395,7 @@ def _flights(
     cache: Cache,
     index: Index,
     finder: CrowdFinder,
+    known: Finder,
     haves: Haves,
     advertiser: Advertiser,
     rates: Rates,
@@ -400,7 +410,7 @@ def _flights(
         store,
         cache,
         index,
-        finder,
+        known,
         randrange=random.SystemRandom().randrange,
         haves=haves,
         limits=Limits(
@@ -420,6 +430,8 @@ def _flights(
 def _resolver(node: Node) -> Resolver:
     def learnt(_repository: str, manifest: StoredManifest, _blobs: Sequence[BlobRef]) -> None:
         node.advertiser.hold([manifest.digest])
+        if node.gateways is not None:
+            node.gateways.hints.learn(manifest)
 
     tags = node.settings.tags
     return Resolver(
@@ -434,6 +446,7 @@ def _resolver(node: Node) -> Resolver:
         peer_stale=tags.max_stale if tags.peer_stale is None else tags.peer_stale,
         feed=node.feed,
         learnt=learnt,
+        from_ipfs=manifests(node.settings, node.gateways, node.visible),
         plain=node.settings.peer.plain,
         speaker=node.standing.speaker,
     )
@@ -442,6 +455,8 @@ def _resolver(node: Node) -> Resolver:
 def _pull_api(node: Node, resolver: Resolver, cache: Cache) -> PullApi:
     def interest(manifest: StoredManifest) -> None:
         missing, here = _layers(manifest, node.index)
+        if node.gateways is not None and missing:
+            node.gateways.hints.learn(manifest)
         node.finder.interest(missing, here)
         refs = (node.index.ref(digest) for digest, size in missing if size > PIECE_SIZE)
         node.flights.prepare(ref for ref in refs if ref is not None)

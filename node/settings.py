@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Callable
 from typing import Annotated, Literal, TypeVar
@@ -18,6 +19,8 @@ from p2pregistry.warm.choose import full_pattern
 MIB = 1024 * 1024
 GIB = 1024 * MIB
 Texts = tuple[str, ...]
+#: As the clients of gateways and of Kubo want it.
+BASE_URL = re.compile(r"https?://(?:[A-Za-z0-9.-]+|\[[0-9A-Fa-f:.]+\])(?::[0-9]{1,5})?(?:/[A-Za-z0-9._~/-]*)?")
 T = TypeVar("T")
 
 
@@ -264,6 +267,55 @@ class Fetch(Section, frozen=True):
     ] = 60.0
 
 
+class Ipfs(Section, frozen=True):
+    use: Annotated[
+        Literal["off", "on", "fallback"],
+        Setting(
+            "Whether blobs are fetched from IPFS: off; on: beside peers and the tracker; fallback: only what no peer "
+            "has and the tracker does not deliver. A gateway that is asked learns which public content this node wants."
+        ),
+    ] = "off"
+    gateways: Annotated[
+        Texts,
+        Setting(
+            "Trustless gateways, as base URLs; redirects are not followed, so none that sends each CID to a host name "
+            "of its own.",
+            example=["https://trustless-gateway.link"],
+        ),
+    ] = ()
+    kubo: Annotated[
+        str | None,
+        Setting("The RPC of a Kubo of yours, which may look in its network.", example="http://127.0.0.1:5001"),
+    ] = None
+    kubo_secret_file: Annotated[
+        str | None,
+        Setting(
+            "A file with the secret of the RPC, as in Kubo's API.Authorizations; unset: it wants none.",
+            example="/run/secrets/kubo",
+        ),
+    ] = None
+    mode: Annotated[
+        Literal["auto", "raw", "car"],
+        Setting("How blobs are asked for: raw: block by block; car: many blocks in one answer; auto: as suits both."),
+    ] = "auto"
+    private: Annotated[
+        bool,
+        Setting("Ask gateways for content of private repositories too, and so tell them which; for gateways of yours."),
+    ] = False
+    requests: Annotated[Positive, Setting("Requests to one gateway at the same time.")] = 8
+    timeout: Annotated[
+        Seconds, Setting("How long a gateway may send nothing before a request is given up.", unit="seconds")
+    ] = 15.0
+    rate: Annotated[
+        Size | None,
+        Setting(
+            "The most bytes a second fetched from all gateways together; unset: no limit.",
+            unit="bytes/s",
+            example=50 * MIB,
+        ),
+    ] = None
+
+
 class NodeSettings(Settings, frozen=True):
     """All settings of a node: ``settings.cache.max_bytes``."""
 
@@ -278,6 +330,7 @@ class NodeSettings(Settings, frozen=True):
     fetch: Fetch = msgspec.field(default_factory=Fetch)
     sync: Sync = msgspec.field(default_factory=Sync)
     prefetch: Prefetch = msgspec.field(default_factory=Prefetch)
+    ipfs: Ipfs = msgspec.field(default_factory=Ipfs)
 
     def clock(self) -> float:
         """This machine's clock, unix seconds."""
@@ -307,6 +360,26 @@ class NodeSettings(Settings, frozen=True):
             for pattern in patterns:
                 _check(f"$.{section}.patterns", full_pattern, pattern)
         _check("$.prefetch.platforms", read_platforms, self.prefetch.platforms)
+        self._check_ipfs()
+
+    def _check_ipfs(self) -> None:
+        places = [*self.ipfs.gateways, *(() if self.ipfs.kubo is None else (self.ipfs.kubo,))]
+        if self.ipfs.use != "off" and not places:
+            raise SettingsError("$.ipfs.gateways: with ipfs.use at least one, or ipfs.kubo, is needed")
+        for url in self.ipfs.gateways:
+            _check("$.ipfs.gateways", check_base, url)
+        if self.ipfs.kubo is not None:
+            _check("$.ipfs.kubo", check_base, self.ipfs.kubo)
+        if len({url.rstrip("/") for url in places}) < len(places):
+            raise SettingsError("$.ipfs.gateways: each place once")
+        if self.ipfs.kubo_secret_file is not None and self.ipfs.kubo is None:
+            raise SettingsError("$.ipfs.kubo_secret_file: without ipfs.kubo it is of no use")
+
+
+def check_base(url: str) -> None:
+    """Raises ValueError for what is no base URL: a user, a query, anything but http and https."""
+    if BASE_URL.fullmatch(url) is None:
+        raise ValueError(f"{url!r} is not a URL such as https://gateway.example, without user or query")
 
 
 def _check(path: str, read: Callable[[T], object], value: T) -> None:

@@ -372,8 +372,9 @@ class Flight:
 
     async def _look_up(self) -> None:
         self._looking = True
+        need = self._plan is not None and self._plan.in_need(trio.current_time())
         try:
-            await self._service.finder.look_up(self.ref.digest)
+            await self._service.finder.look_up(self.ref.digest, need=need)
         except RemoteError as err:
             # nothing was found this way; the plan decides whether to look again
             self._service.note(err)

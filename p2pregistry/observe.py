@@ -123,6 +123,18 @@ def _feed_gauges() -> tuple[Gauge, Gauge]:
     )
 
 
+def watch_gateways(left_out: Callable[[], int]) -> None:
+    """``p2pregistry_gateways_left_out``, of a node that fetches from IPFS: asked when it is read."""
+    _gateways_gauge().set_function(lambda: float(left_out()))
+
+
+@functools.cache
+def _gateways_gauge() -> Gauge:
+    from prometheus_client import Gauge
+
+    return Gauge("p2pregistry_gateways_left_out", "IPFS gateways that are not asked now: banned, resting or busy.")
+
+
 @functools.cache
 def count_fetched(source: Source) -> Any:
     """The function to call with a number of bytes that came from ``source``."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Mapping
 
 import trio
@@ -38,6 +39,7 @@ class TableSearch:
         self._searched, self._note, self._bad = searched, note, bad
         self._news = trio.Event()
         self._found: list[Metainfo] = []
+        self._tried: set[str] = set()
 
     def news(self) -> None:
         self._news.set()
@@ -48,12 +50,13 @@ class TableSearch:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._ask_all, nursery.cancel_scope)
         if not self._found:
+            await self._ask_last()
+        if not self._found:
             raise Unreachable("no source gave the blob's piece table")
         return self._found[0]
 
     async def _ask_all(self, scope: trio.CancelScope) -> None:
-        tracker = self._finder.tracker
-        tried: set[str] = set()
+        tracker, tried = self._finder.tracker, self._tried
         async with trio.open_nursery() as nursery:
             if tracker is not None:
                 tried.add(tracker.name)
@@ -70,9 +73,22 @@ class TableSearch:
                     return
                 await self._news.wait()
 
+    async def _ask_last(self) -> None:
+        """Sources of last resort, where there are any."""
+        try:
+            await self._finder.look_up(self._ref.digest, need=True)
+        except RemoteError as err:
+            self._note(err)
+        async with trio.open_nursery() as nursery:
+            for source in list(self._sources.values()):
+                if source.name not in self._tried:
+                    self._tried.add(source.name)
+                    nursery.start_soon(self._ask, source, nursery.cancel_scope, trio.Event())
+
     async def _ask(self, source: Source, scope: trio.CancelScope, done: trio.Event) -> None:
         try:
-            with trio.move_on_after(TIMEOUT):
+            # IPFS may have to make the table from the whole blob; each of its blocks has a time-out of its own
+            with trio.move_on_after(math.inf if source.kind == "ipfs" else TIMEOUT):
                 blocks = await source.table(self._ref)
                 self._found.append(Metainfo.of_table(self._ref, blocks))
                 scope.cancel()

@@ -14,7 +14,7 @@ node may not pull does not exist for its clients, whether it is here or not.
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
 from typing import Protocol
@@ -23,9 +23,10 @@ import trio
 
 from p2pregistry.content.metainfo import BlobRef
 from p2pregistry.digest import Digest
-from p2pregistry.errors import BadContent, NotFound, RegistryError, RemoteError, Unreachable
+from p2pregistry.errors import BadContent, NotFound, RegistryError, RemoteError, RequestError, Unreachable
 from p2pregistry.messages import MOST_NAMES
 from p2pregistry.observe import logger, stale_answers
+from p2pregistry.oci.manifest import parse_manifest
 from p2pregistry.routing.base import Peer, Router
 from p2pregistry.sources.peer import PeerSource, RemoteManifest, RemoteTag
 from p2pregistry.sources.speaker import Speaker
@@ -131,18 +132,20 @@ class Resolver:
         peer_stale: float | None = None,
         feed: Feed | None = None,
         learnt: Callable[[str, StoredManifest, Sequence[BlobRef]], None] = lambda _repository, _manifest, _blobs: None,
+        from_ipfs: Callable[[str, Digest], Awaitable[bytes]] | None = None,
         plain: bool = True,
         speaker: Speaker | None = None,
     ) -> None:
         """``max_stale`` and ``peer_stale``: seconds, None: for ever. ``plain``: whether peers are asked in the clear;
-        ``speaker``: shows them who this node is."""
+        ``speaker``: shows them who this node is; ``from_ipfs``: the bytes of a manifest, for its repository, where
+        nobody else gives them."""
         self._records, self._trust, self._tracker, self._router = records, trust, tracker, router
         self._visible = visible
         self._clock, self._max_age, self._max_stale, self._learnt = clock, max_age, max_stale, learnt
         self._peer_stale = peer_stale
         self._feed: Feed = NoFeed() if feed is None else feed
         self._asking: dict[tuple[str, str], _Asking] = {}
-        self._plain, self._speaker = plain, speaker
+        self._plain, self._speaker, self._ipfs = plain, speaker, from_ipfs
 
     async def manifest(self, repository: str, reference: str | Digest) -> Found:
         """The manifest behind a tag or digest. Raises NotFound (MANIFEST_UNKNOWN) or RemoteError."""
@@ -303,7 +306,10 @@ class Resolver:
         try:
             stored = await self._take_from_tracker(repository, await self._resolve(repository, digest), moment)
         except RemoteError as err:
-            stored = await self._from_peers(repository, digest, at, err)
+            try:
+                stored = await self._from_peers(repository, digest, at, err)
+            except RemoteError as nobody:
+                stored = await self._from_ipfs(repository, digest, nobody)
         if not self._visible.here(repository):
             raise no_manifest()
         return stored
@@ -329,6 +335,26 @@ class Resolver:
         if not found:
             raise Unreachable("the manifest is not here, and neither the tracker nor a peer gave it") from failure
         return found[0]
+
+    async def _from_ipfs(self, repository: str, digest: Digest, failure: RegistryError) -> StoredManifest:
+        """A manifest by the CID that its digest is. It comes without a claim, so one must be here. Raises Unreachable
+        without it, or without IPFS."""
+        claims = self._records.claims(repository, digest)
+        if self._ipfs is None or not claims:
+            raise failure
+        try:
+            body = await self._ipfs(repository, digest)
+            media_type = parse_manifest(body).media_type
+        except (RemoteError, RequestError) as err:
+            raise Unreachable("the manifest is not here, and neither the tracker, a peer nor IPFS gave it") from err
+        for token in claims:
+            claim = await self._trust.claim(token)
+            if claim.repository == repository and claim.manifest == digest:
+                stored = StoredManifest(digest, media_type, body)
+                await self._records.put_manifest(repository, stored, token, claim.blobs)
+                self._learnt(repository, stored, claim.blobs)
+                return stored
+        raise failure
 
     async def _take_from_tracker(self, repository: str, remote: RemoteManifest, moment: int) -> StoredManifest:
         """``moment``: of the feed, when the tracker was asked."""

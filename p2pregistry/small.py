@@ -22,7 +22,7 @@ from p2pregistry.spool import again
 
 #: Bytes hashed without a worker thread: the way there and back takes longer.
 INLINE = 256 << 10
-#: Peers that are asked before the tracker is.
+#: Peers that are asked before the tracker is, and gateways of IPFS after it.
 MOST_PEERS = 2
 
 
@@ -39,6 +39,7 @@ class SmallFlight:
         self._other: Flight | None = None
         self._failure: RegistryError | None = None
         self._peers: list[Source] = []
+        self._gateways: list[Source] = []
         self._scope = trio.CancelScope()
         self.done = False
         self.ended = trio.Event()
@@ -125,7 +126,7 @@ class SmallFlight:
         while len(peers) > MOST_PEERS:
             peers.pop(self._service.randrange(len(peers)))
         tracker = finder.tracker
-        for source in [*peers, *([tracker] if tracker is not None else [])]:
+        for source in [*peers, *([tracker] if tracker is not None else []), *self._gateways[:MOST_PEERS]]:
             with trio.move_on_after(self._service.limits.silence):
                 try:
                     return await self._get(source)
@@ -157,6 +158,8 @@ class SmallFlight:
         """See Follower."""
         if pieces is None and source.kind == "peer" and source not in self._peers:
             self._peers.insert(0 if near else len(self._peers), source)
+        elif source.kind == "ipfs" and source not in self._gateways:
+            self._gateways.append(source)
 
     def more(self, source: str, pieces: Sequence[int]) -> None:
         """See Follower."""
@@ -164,6 +167,7 @@ class SmallFlight:
     def gone(self, source: str) -> None:
         """See Follower."""
         self._peers = [peer for peer in self._peers if peer.name != source]
+        self._gateways = [gateway for gateway in self._gateways if gateway.name != source]
 
     def crowd(self, wanting: int, holding: int) -> None:
         """See Follower."""

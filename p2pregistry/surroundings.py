@@ -60,8 +60,9 @@ class Finder(Protocol):
     async def announced(self, digest: Digest) -> None:
         """Wait until the tracker has said who else wants or holds the blob, or is known not to answer."""
 
-    async def look_up(self, digest: Digest) -> None:
-        """Search for holders; followers are told of them as they are found; return when the search has ended."""
+    async def look_up(self, digest: Digest, *, need: bool = False) -> None:
+        """Search for holders; followers are told of them as they are found; return when the search has ended.
+        ``need``: those who are known do not deliver, so that it is time for sources of last resort."""
 
     def ban(self, source: str, why: str) -> None:
         """It sent bytes that do not verify."""

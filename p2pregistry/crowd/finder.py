@@ -127,7 +127,7 @@ class CrowdFinder:
             if topic is not None and topic.shared and not topic.here and topic.crowd is None:
                 await self._announcer.answered(asked)
 
-    async def look_up(self, digest: Digest) -> None:
+    async def look_up(self, digest: Digest, *, need: bool = False) -> None:  # noqa: ARG002 - there is nobody else
         """See Finder. Where the tracker has just named others there is nothing to search for: in a crowd that starts at
         once the look-ups of all of them would cost more than the pull."""
         await self.announced(digest)

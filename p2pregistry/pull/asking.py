@@ -194,7 +194,8 @@ class Asking:
         sources = pool.useful(self.free, now)
         tracker = pool.tracker
         if tracker is not None and tracker.resume <= now and (role is Role.ORDINARY or role is Role.UNKNOWN):
-            sources.append(tracker)
+            # it answers sooner than a gateway: what a reader waits for first is asked of it
+            sources.insert(len(sources) - sum(source.kind == "ipfs" for source in sources), tracker)
         while sources and self.flying < most:
             sources = [
                 source
@@ -249,10 +250,12 @@ class Asking:
 
     def review(self) -> None:
         """Look whether the near sources are fast enough."""
-        peers = self.pool.peers.values()
-        if 0 < self.pool.far < len(peers):
-            near = sum(source.rate for source in peers if source.near and source.out)
-            far = max((source.rate for source in peers if not source.near), default=0.0)
+        pool = self.pool
+        near_ones = [source for source in pool.peers.values() if source.near]
+        if near_ones and (pool.far or pool.gateways):
+            near = sum(source.rate for source in near_ones if source.out)
+            others = [source for source in pool.peers.values() if not source.near]
+            far = max((source.rate for source in (*others, *pool.gateways.values())), default=0.0)
             self._far_open = near < _TOO_SLOW * far
             self._far_probe = near > 0.0 and far == 0.0
 
@@ -425,6 +428,8 @@ class Asking:
         limits = self.limits
         if out.source is self.pool.tracker and out.heard == out.started:
             return limits.queue  # it waits its turn, with those of a whole crowd
+        if out.source.kind == "ipfs" and out.heard == out.started:
+            return max(limits.gateway, limits.silence)  # it may have to find it first
         return limits.silence * (limits.crowd_silence if self.crowded else 1.0)
 
     def check(self) -> None:
@@ -452,6 +457,7 @@ class Asking:
         assert pool.partial == sum(source.have is not None for source in peers)
         assert len(pool.complete) == sum(source.have is None for source in peers)
         assert pool.far == sum(not source.near for source in peers)
-        assert pool.in_use == sum(bool(source.out) for source in peers) <= self.limits.sources
+        used = sum(bool(source.out) for source in (*peers, *pool.gateways.values()))
+        assert pool.in_use == used <= self.limits.sources
         assert pieces.left == sum(not pieces.here(index) for index in range(pieces.count))
         assert all(pieces.free(i) == (not pieces.here(i) and not pieces.asked(i)) for i in range(pieces.count))

@@ -39,6 +39,8 @@ class Limits:
     crowd_silence: float = 4.0
     #: and the tracker's queue may be this long, in seconds
     queue: float = 30.0
+    #: a gateway may have to find what it is asked for before it sends the first byte
+    gateway: float = 15.0
     #: a piece is late after this many times the expected time, and no sooner than ``late_floor``
     late_factor: float = 3.0
     late_floor: float = 0.4

@@ -88,6 +88,15 @@ class Plan:
         """Whether nothing is wanted now."""
         return not self._asks.missing
 
+    def in_need(self, now: float) -> bool:
+        """Whether those who are asked first do not deliver: no peer has everything, and the tracker is not there, has
+        just failed, or nothing has come for long."""
+        asks = self._asks
+        if self._over or self.idle or asks.pool.holder(now):
+            return False
+        tracker = asks.pool.tracker
+        return tracker is None or tracker.strikes > 0 or now - asks.moved >= self.limits.starved
+
     # -- sources ------------------------------------------------------------------------------------------------
 
     def begin(self, now: float) -> list[Command]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from itertools import chain
 
 from p2pregistry.pull.commands import Request
 
@@ -83,26 +84,33 @@ class Pool:
     """The sources of a flight: the tracker, and the peers, of which only so many are in use at a time. Which ones, is
     decided anew with each request: the fastest first, where fast means that a piece came soon after it was asked for,
     so that a peer with a long queue is left to others. What is known of one that is not used fades, so that it is tried
-    again now and then; one that was never tried goes first."""
+    again now and then; one that was never tried goes first.
 
-    __slots__ = ("_most", "all", "complete", "far", "in_use", "partial", "peers", "tracker")
+    Gateways of IPFS are asked as peers in another zone are, after those. But that one of them may have everything is
+    only hoped: they are no holders, and what the tracker is to a flight does not depend on them."""
+
+    __slots__ = ("_most", "all", "complete", "far", "gateways", "in_use", "partial", "peers", "tracker")
 
     def __init__(self, most: int) -> None:
         self._most = most
         self.all: dict[str, Source] = {}
         self.peers: dict[str, Source] = {}
+        self.gateways: dict[str, Source] = {}
         self.tracker: Source | None = None
         self.complete: list[Source] = []
         self.partial = 0
         #: how many peers are in another zone
         self.far = 0
-        #: how many peers have requests out
+        #: how many peers and gateways have requests out
         self.in_use = 0
 
     def add(self, source: Source) -> None:
         self.all[source.name] = source
         if source.kind == "tracker":
             self.tracker = source
+            return
+        if source.kind == "ipfs":
+            self.gateways[source.name] = source
             return
         self.peers[source.name] = source
         if source.have is None:
@@ -117,6 +125,9 @@ class Pool:
         if source is self.tracker:
             self.tracker = None
             return
+        if source.kind == "ipfs":
+            del self.gateways[source.name]
+            return
         del self.peers[source.name]
         if source.have is None:
             self.complete.remove(source)
@@ -127,15 +138,17 @@ class Pool:
     def completed(self, source: Source) -> None:
         """A peer that lacked something has everything."""
         source.have = None
-        self.partial -= 1
-        self.complete.append(source)
+        if source.kind != "ipfs":
+            self.partial -= 1
+            self.complete.append(source)
 
     def lacks(self, source: Source, bits: int, everything: int) -> None:
         """A peer has not got these pieces after all."""
         if source.have is None:
             source.have = everything
-            self.complete.remove(source)
-            self.partial += 1
+            if source.kind != "ipfs":
+                self.complete.remove(source)
+                self.partial += 1
         source.have &= ~bits
 
     def holder(self, now: float) -> bool:
@@ -152,11 +165,11 @@ class Pool:
         return source.resume <= now and (bool(source.out) or self.in_use < self._most)
 
     def useful(self, bits: int, now: float) -> list[Source]:
-        """The peers that may be asked and have some of these pieces, the best first."""
+        """The peers that may be asked and have some of these pieces, the best first; then such gateways."""
         room = self.in_use < self._most
         found = [
-            (not source.near, -source.score(now), source.noise, source.name, source)
-            for source in self.peers.values()
+            ((not source.near) + (source.kind == "ipfs"), -source.score(now), source.noise, source.name, source)
+            for source in chain(self.peers.values(), self.gateways.values())
             if source.resume <= now and (room or source.out) and (source.have is None or source.have & bits)
         ]
         found.sort()

@@ -221,6 +221,16 @@ class IpfsSource:
                 self._common.found.popitem(last=False)
         return root
 
+    def lacks(self, digest: Digest) -> bool:
+        """Whether it is known to have the blob under no root that is known."""
+        known = self._common.known(digest)
+        if known is None:
+            return True
+        now = trio.current_time()
+        hints = [hint for hint in known.hints if (digest, hint) not in self._common.wrong]
+        roots = [known.ref.root, *(self._common.found.get(hint, hint.root) for hint in hints)]
+        return all(now < self._absent.get((digest, root), 0.0) for root in roots)
+
     # ------------------------------------------------------------------------------------------------------ the gateway
 
     @contextmanager

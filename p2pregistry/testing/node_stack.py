@@ -11,9 +11,12 @@ from pathlib import Path
 
 import trio
 
+from node.ipfs import around, make_gateways, manifests
+from node.settings import Ipfs, NodeSettings
 from p2pregistry.content.metainfo import BlobRef
 from p2pregistry.crowd.announcer import Me
 from p2pregistry.crowd.finder import CrowdFinder
+from p2pregistry.crowd.gateways import Gateways
 from p2pregistry.digest import Digest
 from p2pregistry.errors import LocalError, RegistryError
 from p2pregistry.flights import Flights
@@ -32,6 +35,7 @@ from p2pregistry.store.cache import Cache
 from p2pregistry.store.files import FileStore, open_files
 from p2pregistry.store.forget import keep_only
 from p2pregistry.store.index import Index, open_index
+from p2pregistry.store.records import StoredManifest
 from p2pregistry.testing.http import running
 from p2pregistry.testing.tracker_api import AUTHORIZATION, Registry, registry
 from p2pregistry.trust.claims import sign_manifest_claim
@@ -119,6 +123,7 @@ class NodeStack:
     fetched: dict[str, int]
     notes: list[RegistryError]
     dropped: list[Digest]
+    gateways: Gateways | None = None
     served: int = 0  # bytes to peers
 
     async def landed(self) -> None:
@@ -148,6 +153,7 @@ async def node_stack(
     limits: Limits = QUICK,
     clock: Callable[[], float] = time.time,
     spoil: Callable[[Handler], Handler] | None = None,
+    ipfs: Ipfs | None = None,
 ) -> AsyncIterator[NodeStack]:
     """A node over ``root`` with its pull and peer API on free ports; it is ``name`` in ``network``.
 
@@ -199,12 +205,21 @@ async def node_stack(
             router.hold([ref.digest])
             finder.hold([(ref.digest, ref.size)])
 
+        settings = NodeSettings(ipfs=ipfs or Ipfs())
+        gateways = make_gateways(settings, index)
+        if gateways is not None:
+            nursery.start_soon(gateways.run)
+
+        def learnt(_repository: str, manifest: StoredManifest, _blobs: object) -> None:
+            if gateways is not None:
+                gateways.hints.learn(manifest)
+
         cache = Cache(store, index, max_bytes, None, drop, clock)
         flights = Flights(
             store,
             cache,
             index,
-            finder,
+            around(settings, finder, gateways, visible),
             randrange=draw,
             haves=haves,
             limits=limits,
@@ -224,6 +239,8 @@ async def node_stack(
             max_stale=max_stale,
             peer_stale=peer_stale,
             feed=feed,
+            learnt=learnt,
+            from_ipfs=manifests(settings, gateways, visible),
         )
         pull = PullApi(
             resolver,
@@ -261,6 +278,7 @@ async def node_stack(
                 fetched,
                 notes,
                 dropped,
+                gateways,
             )
             yield node
         members.leave(me.peer_id)

@@ -117,10 +117,11 @@ class AnyPlan(RuleBasedStateMachine):
     @rule(n=st.integers(0, 9), have=st.none() | st.integers(0, 2**60), near=st.booleans())
     def join(self, n: int, have: int | None, near: bool) -> None:
         name = f"s{n}" if n else "tracker"
-        pieces = None if have is None or not n else bytes(have >> i & 1 for i in range(self.count))
+        kind = "tracker" if not n else "ipfs" if n > 7 else "peer"
+        pieces = None if have is None or kind != "peer" else bytes(have >> i & 1 for i in range(self.count))
         if name not in self.banned and not self.over:
             self.members.add(name)
-        self.obey(self.plan.joined(name, "peer" if n else "tracker", self.now, have=pieces, near=near))
+        self.obey(self.plan.joined(name, kind, self.now, have=pieces, near=near))
 
     @rule(n=st.integers(0, 9))
     def leave(self, n: int) -> None:
