@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import random
-import socket
 import ssl
 import time
 from collections.abc import Callable, Sequence
@@ -12,12 +11,13 @@ from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
-from urllib.parse import urlsplit
 
 import trio
 
+from node.addresses import urls_of
 from node.admin import admin_handler
 from node.following import follower, heard_of
+from node.gateway import NodeGateway, open_gateway
 from node.ipfs import around, make_gateways, manifests
 from node.joining import enter
 from node.parts import make_rates, make_tracker
@@ -157,7 +157,7 @@ async def _live(settings: NodeSettings, join: str | None, ready: Ready, stop: tr
         if tracker is not None:
             stack.callback(tracker.close)
         trust = _trust(settings, index, tracker)
-        urls = _urls(settings, listeners)
+        urls = urls_of(settings, listeners)
         standing = Standing(trust, joining, speaker)
         neighbours = lines(index, NEIGHBOURS)
         router = await _router(stack, settings, data, urls, neighbours, standing)
@@ -185,8 +185,8 @@ async def _live(settings: NodeSettings, join: str | None, ready: Ready, stop: tr
 async def _one_server(
     name: str, handler: Handler, listeners: list[trio.SocketListener], stop: trio.Event, tls: ssl.SSLContext | None
 ) -> None:
-    metrics = observe.listener_metrics(name) if name == "pull" or name == "peer" else None
-    limits = PEER_LIMITS if name == "peer" else None
+    metrics = observe.listener_metrics(name) if name == "pull" or name == "peer" or name == "gateway" else None
+    limits = PEER_LIMITS if name in ("peer", "gateway") else None
     context = None if tls is None or name != "peer" else lambda: tls
     await serve(handler, listeners, grace=GRACE, stop=stop, metrics=metrics, limits=limits, tls=context)
 
@@ -197,6 +197,8 @@ async def _listen(settings: NodeSettings, data: Path) -> dict[str, list[trio.Soc
     try:
         opened["pull"] = await open_listeners([(host, settings.pull.port) for host in settings.pull.host])
         opened["peer"] = await open_listeners([(settings.peer.host, settings.peer.port)])
+        if settings.gateway.host is not None:
+            opened["gateway"] = await open_listeners([(settings.gateway.host, settings.gateway.port)])
         opened["metrics"] = await open_listeners([(settings.metrics.host, settings.metrics.port)])
         opened["admin"] = [open_unix_listener(data / "admin.sock")]
     except BaseException:
@@ -209,38 +211,6 @@ async def _listen(settings: NodeSettings, data: Path) -> dict[str, list[trio.Soc
 def _close_all(listeners: list[trio.SocketListener]) -> None:
     for listener in listeners:
         listener.socket.close()
-
-
-def _port(listeners: list[trio.SocketListener]) -> int:
-    return int(listeners[0].socket.getsockname()[1])
-
-
-def _urls(settings: NodeSettings, listeners: dict[str, list[trio.SocketListener]]) -> dict[str, str]:
-    def url(name: str) -> str:
-        host = listeners[name][0].socket.getsockname()[0]
-        return f"http://{f'[{host}]' if ':' in host else host}:{_port(listeners[name])}"
-
-    return {
-        "url": url("pull"),
-        "peer_url": settings.peer.advertise or _advertised(settings, listeners["peer"]),
-        "metrics_url": url("metrics"),
-    }
-
-
-def _advertised(settings: NodeSettings, peer: list[trio.SocketListener]) -> str:
-    """Where others reach the peer API: the address listened on or, if that is any, the one used toward the tracker."""
-    host = peer[0].socket.getsockname()[0]
-    if host in ("0.0.0.0", "::"):  # noqa: S104 - compared, not bound
-        to = urlsplit(settings.tracker.url or "http://192.0.2.1")
-        try:
-            family, kind, _, _, address = socket.getaddrinfo(to.hostname, to.port or 80, type=socket.SOCK_DGRAM)[0]
-            with socket.socket(family, kind) as probe:
-                probe.connect(address)  # of a datagram socket: picks the route, sends nothing
-                host = probe.getsockname()[0]
-        except OSError as err:
-            raise LocalError("this machine's address toward the tracker is not known; set peer.advertise") from err
-    scheme = "http" if settings.peer.plain else "https"
-    return f"{scheme}://{f'[{host}]' if ':' in host else host}:{_port(peer)}"
 
 
 async def _router(
@@ -296,7 +266,7 @@ async def _assemble(
 ) -> tuple[Node, dict[str, Handler]]:
     limits, haves = settings.cache, Haves(index)
     visible = Visible(index, standing.own(settings, router.peer_id))
-    me = Me(router.peer_id, urls["peer_url"], settings.node.zone, settings.node.swarm)
+    me = Me(router.peer_id, urls["peer_url"], settings.node.zone, settings.node.swarm, urls.get("gateway_url", ""))
     draw = random.SystemRandom().randrange
     finder = CrowdFinder(
         me,
@@ -315,6 +285,8 @@ async def _assemble(
         advertiser.drop([digest])
         finder.drop(digest)
         haves.drop(digest)
+        if gateway is not None:
+            gateway.blocks.leaving(digest)
 
     cache = Cache(
         store,
@@ -325,6 +297,7 @@ async def _assemble(
         clock=time.time,
         max_ahead=settings.prefetch.max_bytes,
     )
+    gateway = open_gateway(settings, index, visible, cache)
     nursery = await stack.enter_async_context(trio.open_nursery())
     stack.callback(nursery.cancel_scope.cancel)
     await nursery.start(finder.serve)
@@ -334,7 +307,7 @@ async def _assemble(
     if gateways is not None:
         nursery.start_soon(gateways.run)
     known = around(settings, finder, gateways, visible)
-    flights = _flights(settings, store, cache, index, finder, known, haves, advertiser, rates)
+    flights = _flights(settings, store, cache, index, finder, known, haves, advertiser, rates, gateway)
     await stack.enter_async_context(flights.running())
     peer_id = router.peer_id
     node = Node(settings, index, visible, router, advertiser, flights, finder, standing, tracker, urls, peer_id, cache)
@@ -368,7 +341,16 @@ async def _assemble(
     router.hold(held, within=30.0 if len(held) > 100 else 0.0)
     finder.hold((digest, size) for digest, size, _use in blobs[-MOST_HELD:])
     peer = standing.gate(settings, peers, router.peer_id)
-    return node, {"pull": pull, "peer": peer, "metrics": health(lambda: None), "admin": admin_handler(node)}
+    handlers: dict[str, Handler] = {
+        "pull": pull,
+        "peer": peer,
+        "metrics": health(lambda: None),
+        "admin": admin_handler(node),
+    }
+    if gateway is not None:
+        nursery.start_soon(gateway.blocks.serve)
+        handlers["gateway"] = gateway.handler
+    return node, handlers
 
 
 def _trust(settings: NodeSettings, index: Index, tracker: TrackerSource | None) -> Trust:
@@ -399,10 +381,13 @@ def _flights(
     haves: Haves,
     advertiser: Advertiser,
     rates: Rates,
+    gateway: NodeGateway | None,
 ) -> Flights:
     fetch = settings.fetch
 
     def finished(ref: BlobRef) -> None:
+        if gateway is not None:
+            gateway.blocks.changed(ref.digest)
         advertiser.hold([ref.digest])
         finder.hold([(ref.digest, ref.size)])
 

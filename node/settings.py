@@ -11,7 +11,7 @@ import msgspec
 
 from p2pregistry.errors import SettingsError
 from p2pregistry.feed_messages import MOST_PATTERNS, MOST_REPOSITORIES
-from p2pregistry.messages import ZONE
+from p2pregistry.messages import ZONE, is_base_url
 from p2pregistry.oci.platforms import read_platforms
 from p2pregistry.settings import Port, Positive, Seconds, Section, Setting, Settings, Size
 from p2pregistry.warm.choose import full_pattern
@@ -98,6 +98,35 @@ class Peer(Section, frozen=True):
     queue: Annotated[
         Positive, Setting("Pieces that may wait their turn; who asks for one more is told to come later.")
     ] = 256
+
+
+class Gateway(Section, frozen=True):
+    host: Annotated[
+        str | None,
+        Setting(
+            "Address of a gateway for IPFS clients, which gives public images to anybody by plain HTTP; unset: none.",
+            example="10.0.0.7",
+        ),
+    ] = None
+    port: Annotated[Port, Setting("Port of the gateway; 0 takes any free one.")] = 5004
+    advertise: Annotated[
+        str | None,
+        Setting(
+            "The gateway's base URL as IPFS clients reach it, which the tracker tells them; unset: the address used"
+            " toward the tracker.",
+            example="https://node-1.example.com",
+        ),
+    ] = None
+    max_uploads: Annotated[
+        Positive, Setting("Transfers to IPFS clients at the same time; more of them wait their turn.")
+    ] = 4
+    queue: Annotated[
+        Size, Setting("Transfers that may wait their turn; who asks for one more is told to come later.")
+    ] = 64
+    egress: Annotated[
+        Positive | None,
+        Setting("The most bytes a second sent to IPFS clients; unset: no limit.", unit="bytes/s", example=20 * MIB),
+    ] = None
 
 
 class Libp2p(Section, frozen=True):
@@ -322,6 +351,7 @@ class NodeSettings(Settings, frozen=True):
     node: Node = msgspec.field(default_factory=Node)
     pull: Pull = msgspec.field(default_factory=Pull)
     peer: Peer = msgspec.field(default_factory=Peer)
+    gateway: Gateway = msgspec.field(default_factory=Gateway)
     libp2p: Libp2p = msgspec.field(default_factory=Libp2p)
     metrics: Metrics = msgspec.field(default_factory=Metrics)
     tracker: Tracker = msgspec.field(default_factory=Tracker)
@@ -343,6 +373,8 @@ class NodeSettings(Settings, frozen=True):
                 raise SettingsError(f"$.{path}: must begin with http:// or https://")
             if url is not None and url.startswith("http://") and not self.peer.plain:
                 raise SettingsError(f"$.{path}: must begin with https:// unless peer.plain is set")
+        if self.gateway.advertise is not None and not is_base_url(self.gateway.advertise):
+            raise SettingsError("$.gateway.advertise: is http:// or https://, a host and perhaps a port")
         if self.tracker.offline_grace > 30 * 86400:
             # a tracker lists a revoked node no longer than that after the end of its credential
             raise SettingsError(

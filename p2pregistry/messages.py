@@ -209,6 +209,16 @@ def check_url(url: str, field: str = "url") -> None:
         raise _invalid("port 0 is none", field)
 
 
+def is_base_url(text: str) -> bool:
+    """Whether it may stand in an announce as a URL: scheme, host and perhaps a port."""
+    try:
+        msgspec.convert(text, Url)
+        check_url(text)
+    except (msgspec.ValidationError, RequestError):
+        return False
+    return True
+
+
 def _invalid(reason: str, field: str = "") -> RequestError:
     place = _PLACE.search(reason)
     if place is not None:

@@ -15,6 +15,7 @@ its own beside the environment (``kept``), unless the caller says that it can be
     metainfo   digest                        -> size, root CID, piece table
     blobs      digest                        -> size, last use, whether no client has asked for it yet
     meta       name                          -> bytes
+    blocks     see ``blocks``
 """
 
 from __future__ import annotations
@@ -62,7 +63,7 @@ from p2pregistry.trust.records import Stamp
 
 __all__ = ["BlobEntry", "Index", "RepositoryRecord", "StoredManifest", "TagRecord", "open_index"]
 
-_TABLES = ("tags", "repos", "manifests", "claims", "claimed", "metainfo", "blobs", "meta")
+_TABLES = ("tags", "repos", "manifests", "claims", "claimed", "metainfo", "blobs", "meta", "blocks")
 #: Seconds until a last use reaches the disk when nothing else is written.
 TOUCH_DELAY = 5.0
 #: Claims kept for one manifest in one repository: a new one is signed when a key is revoked.
@@ -105,7 +106,8 @@ class Index:
             mark_damaged(self._path, err)
             raise index_error(err) from err
 
-    def _scan(self, table: str, prefix: bytes, limit: int | None = None) -> list[tuple[bytes, bytes]]:
+    def scan(self, table: str, prefix: bytes, limit: int | None = None) -> list[tuple[bytes, bytes]]:
+        """The rows of a table whose keys begin so, in order of their bytes."""
         found: list[tuple[bytes, bytes]] = []
         try:
             with self._env.begin(db=self._tables[table]) as txn, txn.cursor() as cursor:
@@ -129,7 +131,7 @@ class Index:
     def tags(self, repository: str) -> list[str]:
         """The tags known of a repository that point somewhere, in order of their bytes."""
         prefix = repository_key(repository) + b"\0"
-        rows = ((key, TAGS.decode(value)) for key, value in self._scan("tags", prefix))
+        rows = ((key, TAGS.decode(value)) for key, value in self.scan("tags", prefix))
         return [key[len(prefix) :].decode() for key, row in rows if row is not None and row.digest]
 
     def owners(self, limit: int) -> list[str]:
@@ -156,7 +158,7 @@ class Index:
 
     def repositories(self) -> list[str]:
         """The repositories of which there is a record, in order of their bytes."""
-        return [key.decode() for key, _value in self._scan("repos", b"")]
+        return [key.decode() for key, _value in self.scan("repos", b"")]
 
     def manifest(self, digest: Digest) -> StoredManifest | None:
         """The manifest of this digest, from whichever repository."""
@@ -172,7 +174,7 @@ class Index:
         """(repository, newest claim) of the repositories known to hold the manifest, at most MAX_REPOSITORIES."""
         prefix = digest_key(digest)
         found: list[tuple[str, str]] = []
-        for key, value in self._scan("claims", prefix, MAX_REPOSITORIES):
+        for key, value in self.scan("claims", prefix, MAX_REPOSITORIES):
             row = CLAIMS.decode(value)
             if row is not None and row.claims:
                 found.append((key[len(prefix) :].decode(), row.claims[0]))
@@ -185,7 +187,7 @@ class Index:
 
     def ref(self, digest: Digest) -> BlobRef | None:
         """What a claim of any repository says of the blob."""
-        for _, value in self._scan("claimed", digest_key(digest), MAX_REPOSITORIES):
+        for _, value in self.scan("claimed", digest_key(digest), MAX_REPOSITORIES):
             row = REFS.decode(value)
             if row is not None:
                 return BlobRef(digest, row.size, row.root)
@@ -194,7 +196,7 @@ class Index:
     def naming(self, digest: Digest) -> list[str]:
         """The repositories of which a claim names the blob."""
         prefix = digest_key(digest)
-        return [key[len(prefix) :].decode() for key, value in self._scan("claimed", prefix) if REFS.decode(value)]
+        return [key[len(prefix) :].decode() for key, value in self.scan("claimed", prefix) if REFS.decode(value)]
 
     def metainfo(self, digest: Digest) -> Metainfo | None:
         """The piece table of the blob."""
@@ -203,7 +205,7 @@ class Index:
 
     def manifest_digests(self) -> list[Digest]:
         """Every manifest that is kept here."""
-        found = (read_digest(key) for key, _value in self._scan("manifests", b""))
+        found = (read_digest(key) for key, _value in self.scan("manifests", b""))
         return [digest for digest in found if digest is not None]
 
     def public_after(self, after: str, limit: int) -> list[str]:
@@ -232,7 +234,7 @@ class Index:
         return [(digest, row.size, self._touched.get(digest, row.last_use)) for digest, row in self._blobs()]
 
     def _blobs(self) -> Iterator[tuple[Digest, BlobRow]]:
-        for key, value in self._scan("blobs", b""):
+        for key, value in self.scan("blobs", b""):
             digest, row = read_digest(key), BLOBS.decode(value)
             if digest is not None and row is not None:
                 yield digest, row
