@@ -29,6 +29,7 @@ BENCHES = {
     "push": ("push", "a layer pushed to the tracker"),
     "tags": ("tags", "lists of many tags and of many repositories"),
     "feed": ("feed", "tags that move, and nodes that hear of it"),
+    "ipfs": ("ipfs", "a blob from IPFS gateways and daemons, and from a peer"),
     "lookup": ("lookup", "who holds a blob, through the DHT"),
 }
 

@@ -168,3 +168,13 @@ print(json.dumps([
     one = 256 * 2**20 / 12.5e6
     # the tracker's link; the slowest receiver; what all can send together (9 x F over 2 links); all from the tracker
     assert json.loads(done.stdout) == pytest.approx([one, 2 * one, 4.5 * one, 16 * one])
+
+
+def test_gateways_are_measured_beside_a_peer() -> None:
+    with bench("ipfs", "--mib", "3", "--runs", "1", "--ours-only", "--json") as (process, _):
+        output, said = process.communicate(timeout=PATIENCE)
+        assert process.returncode == 0, said
+    found = results(output)
+    assert found["peer"]["value"] > 0
+    for way in ("blocks", "CAR"):
+        assert found[f"our gateway, {way}"]["ratio"] > 0
