@@ -1,4 +1,4 @@
-"""Real libp2p hosts in one process, and a watch on each thing in the library that routing/dht.py works around.
+"""Real libp2p hosts in one process, and a watch on each thing in the library that routing/connections.py works around.
 
 A test named ``test_library_...`` fails when the library has changed: then the work-around can probably go.
 """
@@ -16,6 +16,7 @@ import libp2p
 import libp2p.network.swarm as library_swarm
 import pytest
 import trio
+from libp2p.custom_types import TProtocol
 from libp2p.network.config import ConnectionConfig
 from libp2p.network.connection import swarm_connection
 from libp2p.peer.id import ID
@@ -24,8 +25,7 @@ from multiaddr import Multiaddr
 
 from p2pregistry.digest import Digest
 from p2pregistry.errors import LocalError, SettingsError, Unreachable
-from p2pregistry.routing import dht
-from p2pregistry.routing.dht import DhtConfig, DhtRouter, Hello, KadSettings, open_dht
+from p2pregistry.routing.dht import KAD_PROTOCOL, DhtConfig, DhtRouter, Hello, KadSettings, open_dht
 from p2pregistry.routing.identity import base58, load_or_create_identity, peer_id_of
 from p2pregistry.routing.kad.wire import Contact, Kind, Message, encode, varint
 from p2pregistry.testing.routing import eventually, find_all, find_until
@@ -165,13 +165,13 @@ async def test_a_dial_does_not_wait_after_its_success(tmp_path: Path) -> None:
             start = trio.current_time()
             await other.exchange(made[0].driver.own, [Message(Kind.PING)])
             times.append(trio.current_time() - start)
-            await other._disconnect(ID(made[0].driver.own.peer_id))
+            await other._links.disconnect(ID(made[0].driver.own.peer_id))
         assert min(times) < 0.2
 
 
 async def test_only_noise_and_yamux_are_offered(tmp_path: Path) -> None:
     async with nodes(tmp_path, 1) as made:
-        upgrader = made[0]._swarm.upgrader
+        upgrader = made[0]._links.swarm.upgrader
         assert [str(p) for p in upgrader.security_multistream.transports] == ["/noise"]
         assert [str(p) for p in upgrader.muxer_multistream.transports] == ["/yamux/1.0.0"]
 
@@ -181,8 +181,8 @@ async def test_connections_that_ended_leave_nothing_behind(tmp_path: Path) -> No
         tasks = trio.lowlevel.current_statistics().tasks_living
         for _ in range(10):
             await other.exchange(made[0].driver.own, [Message(Kind.PING)])
-            await other._disconnect(ID(made[0].driver.own.peer_id))
-        await eventually(lambda: not made[0]._swarm.get_connections())
+            await other._links.disconnect(ID(made[0].driver.own.peer_id))
+        await eventually(lambda: not made[0]._links.swarm.get_connections())
         await eventually(lambda: trio.lowlevel.current_statistics().tasks_living <= tasks + 3)
 
 
@@ -195,8 +195,8 @@ async def test_idle_streams_and_connections_do_not_stop_the_answers(tmp_path: Pa
         for _ in range(150):  # sockets that never say anything, more than there are places for handshakes
             await stack.enter_async_context(await trio.open_tcp_stream("127.0.0.1", port_of(server)))
         async with open_dht(DhtConfig(tmp_path / "hostile.key", "127.0.0.1", 0)) as hostile:
-            peer_id = await hostile._connect(server.driver.own)
-            connection = hostile._connected(peer_id)[0]
+            peer_id = await hostile._links.connect(server.driver.own)
+            connection = hostile._links.connected(peer_id)[0]
             for _ in range(100):  # streams that never say what they are for
                 await connection.new_stream()
             with trio.fail_after(5):
@@ -219,8 +219,8 @@ async def test_idle_streams_and_connections_do_not_stop_the_answers(tmp_path: Pa
 async def test_garbage_on_a_stream_hurts_only_that_stream(tmp_path: Path, garbage: bytes) -> None:
     async with nodes(tmp_path, 2) as made:
         server, client = made
-        peer_id = await client._connect(server.driver.own)
-        stream = await client._host.new_stream(peer_id, [dht.TProtocol(dht.KAD_PROTOCOL)])
+        peer_id = await client._links.connect(server.driver.own)
+        stream = await client._links.host.new_stream(peer_id, [TProtocol(KAD_PROTOCOL)])
         await stream.write(garbage)
         with trio.fail_after(5):
             assert await client.exchange(server.driver.own, [Message(Kind.PING)]) == Message(Kind.PING)

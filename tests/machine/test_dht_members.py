@@ -8,13 +8,15 @@ from pathlib import Path
 
 import pytest
 import trio
+from libp2p.abc import INetStream
+from libp2p.custom_types import TProtocol
 from libp2p.host.ping import ID as PING
 from libp2p.identity.identify.identify import ID as IDENTIFY
 from libp2p.peer.id import ID
 
 from p2pregistry.digest import Digest
 from p2pregistry.errors import RemoteError
-from p2pregistry.routing import dht
+from p2pregistry.routing import connections
 from p2pregistry.routing.dht import KAD_PROTOCOL, DhtConfig, DhtRouter, Hello, KadSettings, open_dht
 from p2pregistry.routing.hello import encode_hello
 from p2pregistry.routing.identity import base58, load_or_create_identity, peer_id_of
@@ -69,7 +71,7 @@ async def stranger(tmp_path: Path, credential: str | None = None) -> AsyncIterat
 
 
 async def gone(server: DhtRouter, peer_id: str) -> None:
-    await eventually(lambda: not server._connected(ID.from_base58(peer_id)))
+    await eventually(lambda: not server._links.connected(ID.from_base58(peer_id)))
 
 
 async def test_members_find_each_others_blobs(tmp_path: Path) -> None:
@@ -90,10 +92,10 @@ async def test_members_find_each_others_blobs(tmp_path: Path) -> None:
 @pytest.mark.parametrize("protocol", [KAD_PROTOCOL, str(IDENTIFY), str(PING)])
 async def test_without_a_hello_nothing_is_spoken_and_the_connection_ends(tmp_path: Path, protocol: str) -> None:
     async with members(tmp_path, Authority(), 2) as made, stranger(tmp_path) as other:
-        peer_id = await other._connect(made[0].driver.own)
+        peer_id = await other._links.connect(made[0].driver.own)
         with trio.fail_after(3), pytest.raises(Exception, match=r"protocol|negotiat|stream|EOF"):
-            await other._host.new_stream(peer_id, [dht.TProtocol(protocol)])
-        assert other._connected(peer_id), "it has five seconds"
+            await other._links.host.new_stream(peer_id, [TProtocol(protocol)])
+        assert other._links.connected(peer_id), "it has five seconds"
         started = trio.current_time()
         await gone(made[0], other.peer_id)
         assert trio.current_time() - started < 7
@@ -119,8 +121,8 @@ async def test_a_credential_that_does_not_count_gets_no_answer(tmp_path: Path, c
         peer_id = base58(peer_id_of(load_or_create_identity(tmp_path / "stranger.key")))
         credential = others(authority, peer_id)[case]
         async with stranger(tmp_path) as other:
-            server = await other._connect(made[0].driver.own)
-            stream = await other._host.new_stream(server, [dht.HELLO_PROTOCOL])
+            server = await other._links.connect(made[0].driver.own)
+            stream = await other._links.host.new_stream(server, [connections.HELLO_PROTOCOL])
             await stream.write(encode_hello(Hello(("http://192.0.2.66:1",), credential=credential or "")))
             with trio.fail_after(5):
                 assert not await answer(stream), "not even its hello"
@@ -129,7 +131,7 @@ async def test_a_credential_that_does_not_count_gets_no_answer(tmp_path: Path, c
             assert other.driver.own.peer_id not in made[0].driver.table
 
 
-async def answer(stream: dht.INetStream) -> bytes:
+async def answer(stream: INetStream) -> bytes:
     try:
         return await stream.read(1)
     except Exception:
@@ -173,21 +175,21 @@ async def test_who_is_revoked_is_disconnected_and_stays_away(tmp_path: Path) -> 
 
 
 async def test_many_strangers_take_no_members_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(dht, "_STRANGERS", 2)
+    monkeypatch.setattr(connections, "_STRANGERS", 2)
     async with members(tmp_path, Authority(), 2) as made, AsyncExitStack() as stack:
         for number in range(5):
             other = await stack.enter_async_context(
                 open_dht(DhtConfig(tmp_path / f"s{number}", "127.0.0.1", 0, kad=QUICK))
             )
-            await other._connect(made[0].driver.own)
-        await eventually(lambda: made[0]._swarm.get_total_connections() <= 3)
+            await other._links.connect(made[0].driver.own)
+        await eventually(lambda: made[0]._links.swarm.get_total_connections() <= 3)
         with trio.fail_after(5):
             assert await made[1].exchange(made[0].driver.own, [Message(Kind.PING)]) == Message(Kind.PING)
 
 
 async def test_a_member_that_lost_its_connection_introduces_itself_again(tmp_path: Path) -> None:
     async with members(tmp_path, Authority(), 2) as made:
-        await made[1]._disconnect(ID(made[0].driver.own.peer_id))
+        await made[1]._links.disconnect(ID(made[0].driver.own.peer_id))
         await gone(made[0], made[1].peer_id)
         with trio.fail_after(5):
             contact = Contact(made[0].driver.own.peer_id, made[0].driver.own.addrs)
