@@ -206,6 +206,29 @@ def tracker_figures() -> TrackerFigures:
     )
 
 
+@dataclass(frozen=True, slots=True)
+class IpfsFigures:
+    """Of publishing to IPFS: jobs and bytes of content by service and state, bytes sent, jobs given up."""
+
+    jobs: Any
+    size: Any
+    sent: Any
+    failures: Any
+
+
+@functools.cache
+def ipfs_figures() -> IpfsFigures:
+    """Made when they are first wanted."""
+    from prometheus_client import Counter, Gauge
+
+    return IpfsFigures(
+        Gauge("p2pregistry_ipfs_jobs", "Jobs of publishing to IPFS.", ["service", "state"]),
+        Gauge("p2pregistry_ipfs_bytes", "Bytes of blobs, manifests and claims.", ["service", "state"]),
+        Counter("p2pregistry_ipfs_sent_bytes", "Bytes of CARs sent to services.", ["service"]),
+        Counter("p2pregistry_ipfs_failures", "Jobs that are not tried again by themselves.", ["service"]),
+    )
+
+
 def route_class(path: str) -> str:
     """Which of ROUTES a path belongs to: a bounded label, whatever clients send."""
     if path.startswith("/v2/"):

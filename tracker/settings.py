@@ -14,6 +14,7 @@ from p2pregistry.globs import check_glob
 from p2pregistry.messages import ZONE
 from p2pregistry.settings import Port, Positive, Seconds, Section, Setting, Settings, Size
 from tracker.addresses import check_networks, is_loopback
+from tracker.ipfs_settings import Ipfs, check_ipfs
 from tracker.storage_settings import S3, Kubo, Storage, check_storage
 
 MIB = 1024 * 1024
@@ -388,6 +389,7 @@ class TrackerSettings(Settings, frozen=True):
     storage: Storage = msgspec.field(default_factory=Storage)
     s3: S3 = msgspec.field(default_factory=S3)
     kubo: Kubo = msgspec.field(default_factory=Kubo)
+    ipfs: Ipfs = msgspec.field(default_factory=Ipfs)
     collection: Collection = msgspec.field(default_factory=Collection)
     scrub: Scrub = msgspec.field(default_factory=Scrub)
     webhooks: Webhooks = msgspec.field(default_factory=Webhooks)
@@ -432,6 +434,7 @@ class TrackerSettings(Settings, frozen=True):
             raise SettingsError("$.peer.public_url: must begin with http:// or https://")
         _check_oidc(self.oidc)
         check_storage(self.storage, self.s3, self.kubo)
+        check_ipfs(self.ipfs, self.kubo)
         if (self.auth.username is None) != (self.auth.password_file is None):
             raise SettingsError(
                 "$.auth.password_file: auth.username and auth.password_file are set together or not at all"

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import ssl
-from collections.abc import AsyncIterator
-from contextlib import suppress
+from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Mapping
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 
 import httpx
@@ -34,6 +34,47 @@ def _trust(ca_file: Path | None) -> ssl.SSLContext:
     except OSError as err:
         raise LocalError("the certificates in ca_file cannot be used") from err
     return tls
+
+
+class _Outgoing(httpx.AsyncByteStream):
+    """What is sent. httpx would put a generator of its own around it, which nobody closes when a request is cut off."""
+
+    def __init__(self, chunks: AsyncIterator[bytes]) -> None:
+        self._chunks = chunks
+
+    def __aiter__(self) -> AsyncIterator[bytes]:
+        return self._chunks
+
+
+def sending(
+    client: httpx.AsyncClient,
+    method: str,
+    url: httpx.URL | str,
+    headers: Mapping[str, str],
+    chunks: AsyncIterator[bytes],
+    timeout: httpx.Timeout,
+    *,
+    size: int | None = None,
+) -> httpx.Request:
+    """A request whose body is made while it is sent, ``size`` bytes if that is known. Whoever makes ``chunks`` closes
+    it."""
+    length = {"Transfer-Encoding": "chunked"} if size is None else {"Content-Length": str(size)}
+    request = client.build_request(method, url, headers={**headers, **length}, timeout=timeout)
+    if size is None:
+        request.headers.pop("Content-Length", None)
+    request.stream = _Outgoing(chunks)
+    return request
+
+
+@asynccontextmanager
+async def walked(iterable: AsyncIterable[bytes]) -> AsyncIterator[AsyncIterator[bytes]]:
+    """Its iterator, which is closed at the end: a loop that is left does not close a generator."""
+    chunks = aiter(iterable)
+    try:
+        yield chunks
+    finally:
+        if isinstance(chunks, AsyncGenerator):
+            await chunks.aclose()
 
 
 async def send(client: httpx.AsyncClient, request: httpx.Request, whose: str) -> httpx.Response:

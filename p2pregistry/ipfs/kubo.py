@@ -13,7 +13,7 @@ import hashlib
 import re
 import secrets
 from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Mapping, Sequence
-from contextlib import asynccontextmanager, suppress
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
@@ -23,7 +23,7 @@ import httpx
 from p2pregistry.digest import CID_DAG_PB_PREFIX, CID_RAW_PREFIX, cid_text
 from p2pregistry.errors import BadContent, NotFound, RemoteBusy, SettingsError
 from p2pregistry.ipfs import kubo_answers as answers
-from p2pregistry.ipfs.http import beginning, broken, cut_short, make_client, send, whole
+from p2pregistry.ipfs.http import beginning, broken, cut_short, make_client, send, sending, walked, whole
 from p2pregistry.ipfs.kubo_answers import Exists, FileEntry, FileStat, Imported, KuboError, RepoStat, authorization
 
 __all__ = ["Exists", "FileEntry", "FileStat", "Imported", "Kubo", "KuboConfig", "KuboError", "RepoStat", "kubo_config"]
@@ -95,27 +95,27 @@ class Kubo:
         silence: float = _SILENCE,
     ) -> AsyncIterator[httpx.Response]:
         """The answer with status 200, its body not read."""
-        headers = dict(self._headers)
-        content: AsyncIterator[bytes] | None = None
-        if files is not None:
-            boundary = secrets.token_hex(16)
-            headers["Content-Type"] = f"multipart/form-data; boundary={boundary}"
-            content = _multipart(files, boundary)
         timeout = httpx.Timeout(_SILENCE, connect=_CONNECT, pool=_POOL, read=silence)
         params = (*(("arg", arg) for arg in args), *options.items())
-        request = self._client.build_request(
-            "POST", self._base + command, params=params, headers=headers, content=content, timeout=timeout
-        )
-        response = await send(self._client, request, _DAEMON)
-        try:
-            if response.status_code == 429:
-                raise RemoteBusy("the IPFS daemon has too much to do")
-            if response.status_code != 200:
-                data = await beginning(response, _ERROR_MOST, _DAEMON)
-                raise answers.refusal(response.status_code, data)
-            yield response
-        finally:
-            await response.aclose()
+        url = httpx.URL(self._base + command, params=params)
+        async with AsyncExitStack() as stack:
+            if files is None:
+                request = self._client.build_request("POST", url, headers=self._headers, timeout=timeout)
+            else:
+                boundary = secrets.token_hex(16)
+                headers = {**self._headers, "Content-Type": f"multipart/form-data; boundary={boundary}"}
+                content = await stack.enter_async_context(walked(_multipart(files, boundary)))
+                request = sending(self._client, "POST", url, headers, content, timeout)
+            response = await send(self._client, request, _DAEMON)
+            try:
+                if response.status_code == 429:
+                    raise RemoteBusy("the IPFS daemon has too much to do")
+                if response.status_code != 200:
+                    data = await beginning(response, _ERROR_MOST, _DAEMON)
+                    raise answers.refusal(response.status_code, data)
+                yield response
+            finally:
+                await response.aclose()
 
     async def _call(
         self,
@@ -180,9 +180,12 @@ class Kubo:
 
     # ----------------------------------------------------------------------------------------------------------- pins
 
-    async def pin_add(self, cid: bytes, *, recursive: bool = True, timeout: float | None = None) -> None:
-        """Keep a block, ``recursive``: with all below it, which is fetched if it is not there. Idempotent."""
-        options, _ = _looking(timeout, offline=False)
+    async def pin_add(
+        self, cid: bytes, *, recursive: bool = True, timeout: float | None = None, offline: bool = False
+    ) -> None:
+        """Keep a block, ``recursive``: with all below it, which is fetched if it is not there; raises NotFound if
+        ``offline`` and something is not. Idempotent."""
+        options, _ = _looking(timeout, offline=offline)
         options |= {"recursive": _flag(recursive), **_BASE32}
         await self._call("pin/add", [cid_text(cid)], options, silence=_SLOW if timeout is None else timeout + _SILENCE)
 
@@ -283,9 +286,10 @@ async def _multipart(files: AsyncIterable[bytes], boundary: str) -> AsyncIterato
         f'--{boundary}\r\nContent-Disposition: form-data; name="file"; filename="file"\r\n'
         "Content-Type: application/octet-stream\r\n\r\n"
     ).encode()
-    async for data in files:
-        if data:
-            yield data
+    async with walked(files) as chunks:
+        async for data in chunks:
+            if data:
+                yield data
     yield f"\r\n--{boundary}--\r\n".encode()
 
 

@@ -269,9 +269,12 @@ class StubKubo:
     def do_pin_add(self, call: _Call) -> object:
         root = _cid(call.args[0])
         recursive = call.param("recursive") != "false"
+        offline = _true(call, "offline")
         try:
-            list(self.walk(root, offline=False)) if recursive else self.get(root, offline=False)
+            list(self.walk(root, offline=offline)) if recursive else self.get(root, offline=offline)
         except Refusal:
+            if offline:
+                raise
             raise Refusal("pin: context deadline exceeded") from None
         self.pins[root] = "recursive" if recursive else "direct"
         return {"Pins": [call.args[0]]}

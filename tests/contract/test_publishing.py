@@ -1,0 +1,69 @@
+"""Every ``Publishing`` keeps every promise of ``tracker.catalog.publishing_check``."""
+
+from __future__ import annotations
+
+import psycopg
+import pytest
+import trio.testing
+
+from tracker.catalog.garbage_memory import MemoryGarbage
+from tracker.catalog.garbage_postgres import PostgresGarbage
+from tracker.catalog.memory import MemoryCatalog
+from tracker.catalog.migrate import migrate
+from tracker.catalog.postgres import PostgresCatalog
+from tracker.catalog.publishing_check import BY, CASES, World
+from tracker.catalog.publishing_memory import MemoryPublishing
+from tracker.catalog.publishing_postgres import PostgresPublishing
+from tracker.db import Db
+
+
+@pytest.mark.parametrize("case", CASES)
+async def test_memory(case: str, mock_clock: trio.testing.MockClock) -> None:
+    catalog = MemoryCatalog()
+
+    async def age(seconds: float) -> None:
+        mock_clock.jump(seconds)
+
+    await CASES[case](World(catalog, MemoryGarbage(catalog), MemoryPublishing(catalog), age))
+
+
+@pytest.mark.parametrize("case", CASES)
+async def test_postgres(case: str, database: str) -> None:
+    db = Db(database)
+    try:
+        await migrate(db)
+
+        async def age(seconds: float) -> None:
+            with psycopg.connect(database, autocommit=True) as connection:
+                connection.execute(
+                    "update repository_blobs set touched_at = touched_at - %s * interval '1 second'", (seconds,)
+                )
+
+        await CASES[case](World(PostgresCatalog(db), PostgresGarbage(db), PostgresPublishing(db), age))
+    finally:
+        db.close()
+
+
+async def test_nothing_is_noted_while_nothing_is_published(database: str) -> None:
+    db = Db(database)
+    try:
+        await migrate(db)
+        catalog, publishing = PostgresCatalog(db), PostgresPublishing(db)
+
+        async def age(seconds: float) -> None:
+            raise AssertionError
+
+        world = World(catalog, PostgresGarbage(db), publishing, age)
+        await world.image("acme/api", "v1")
+        with psycopg.connect(database) as connection:
+            assert connection.execute("select count(*) from ipfs_changed").fetchone() == (0,)
+        await publishing.publish("acme/*", BY)
+        await world.look()
+        await world.image("acme/api", "v2")
+        with psycopg.connect(database) as connection:
+            found = connection.execute("select count(*) > 0 from ipfs_changed").fetchone()
+            assert found == (True,)
+            lines = connection.execute("select action, detail->>'pattern' from audit where action like 'ipfs.%'")
+            assert lines.fetchall() == [("ipfs.publish", "acme/*")]
+    finally:
+        db.close()

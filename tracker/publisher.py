@@ -1,0 +1,267 @@
+"""Publishes to IPFS what is to be published, and unpins what is not any more. Any number of trackers share the work."""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
+from contextlib import aclosing, suppress
+from dataclasses import dataclass
+from typing import Final, Protocol
+
+import trio
+
+from p2pregistry.errors import LocalError, RegistryError, RemoteBusy, RequestError
+from p2pregistry.observe import ipfs_figures, logger
+from p2pregistry.rate import Limiter
+from tracker.cars import Car
+from tracker.catalog.publishing import Job, Publishing
+from tracker.publishing import Item, pause, too_large
+
+#: Seconds between two looks for something to do; between two looks at every repository; between two counts; and after
+#: which what was removed is forgotten.
+POLL: Final = 1.0
+_EVERYTHING: Final = 3600.0
+_COUNT: Final = 60.0
+_REMEMBER: Final = 7 * 86400.0
+#: Changes that are looked at in one transaction.
+_CHANGES: Final = 100
+#: Seconds that nobody else takes a job, and between two times that this is said again.
+LEASE: Final = 60.0
+_RENEW: Final = 5.0
+
+_log = logger(__name__)
+
+
+class Mismatch(RequestError):
+    """The service made something else of what it was sent: trying again would not help."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__("INVALID", message, status=502)
+
+
+@dataclass(frozen=True, slots=True)
+class Later:
+    """The service works on it under this name; look again in so many seconds."""
+
+    remote: str
+    after: float
+
+
+class Sending:
+    """A CAR on its way to a service: an async iterator that counts what has been taken, as fast as is allowed."""
+
+    def __init__(self, car: Car, limiter: Limiter | None, count: Callable[[int], None]) -> None:
+        self._car, self._limiter, self._count = car, limiter, count
+        self.sent = 0
+
+    @property
+    def root(self) -> bytes:
+        return self._car.root
+
+    @property
+    def size(self) -> int:
+        """Bytes."""
+        return self._car.size
+
+    async def __aiter__(self) -> AsyncGenerator[bytes, None]:
+        async with aclosing(aiter(self._car)) as chunks:
+            async for data in chunks:
+                if self._limiter is not None:
+                    await self._limiter.take(len(data))
+                yield data
+                self.sent += len(data)
+                self._count(len(data))
+
+
+#: Makes the CAR when it is needed: a pin needs none.
+AsyncCar = Callable[[], Awaitable[Sending]]
+_AsyncCarOf = Callable[[Item], Awaitable[Car]]
+_Do = Callable[[], Awaitable[object]]
+
+
+class Service(Protocol):
+    """Where content is published."""
+
+    async def publish(self, job: Job, car: AsyncCar) -> Later | str | None:
+        """None or what there is to say of it: done. Raises Mismatch, RemoteError."""
+
+    async def unpin(self, job: Job) -> None:
+        """Idempotent. Raises RemoteError."""
+
+
+class Publisher:
+    """``services`` by the names that jobs have. ``cars`` opens the CAR of something. ``rate``: bytes a second."""
+
+    def __init__(
+        self,
+        publishing: Publishing,
+        cars: _AsyncCarOf,
+        services: Mapping[str, Service],
+        *,
+        encrypted: bool = False,
+        concurrency: int = 4,
+        rate: int | None = None,
+        attempts: int = 20,
+        draw: Callable[[], float] = lambda: secrets.randbelow(1000) / 1000,
+    ) -> None:
+        self._publishing, self._cars, self._services = publishing, cars, services
+        self._encrypted, self._concurrency, self._attempts = encrypted, concurrency, attempts
+        self._limiter = None if rate is None else Limiter(rate)
+        self._draw = draw
+        self._busy = 0
+        self._ended = trio.Event()
+
+    async def run(self) -> None:
+        """For ever."""
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._for_ever, self._look_at_everything, _EVERYTHING)
+            nursery.start_soon(self._for_ever, self._look, POLL)
+            nursery.start_soon(self._for_ever, self._count, _COUNT)
+            if self._services:
+                nursery.start_soon(self._work_for_ever)
+
+    async def _for_ever(self, once: _Do, every: float) -> None:
+        while True:
+            try:
+                await once()
+            except LocalError as err:
+                _log.warning("publishing to IPFS must wait", error=err.message)
+            await trio.sleep(every * (0.75 + 0.5 * self._draw()))
+
+    async def _look_at_everything(self) -> None:
+        """What a change of settings means, and what slipped through while a pattern was being added."""
+        await self._publishing.mark_all()
+        await self._publishing.prune(_REMEMBER)
+
+    async def _look(self) -> None:
+        while await self._publishing.reconcile(_CHANGES, tuple(self._services), encrypted=self._encrypted):
+            pass
+
+    async def _count(self) -> None:
+        figures = ipfs_figures()
+        found = {(one.service, one.state): one for one in await self._publishing.figures()}
+        for service in {service for service, _ in found}.union(self._services):
+            for state in ("queued", "publishing", "published", "failed", "unpinning"):
+                one = found.get((service, state))
+                figures.jobs.labels(service, state).set(0 if one is None else one.jobs)
+                figures.size.labels(service, state).set(0 if one is None else one.size)
+
+    async def _work_for_ever(self) -> None:
+        async with trio.open_nursery() as nursery:
+            while True:
+                self._ended = trio.Event()
+                begun = 0
+                try:
+                    begun = await self._begin(nursery)
+                except LocalError as err:
+                    _log.warning("publishing to IPFS must wait", error=err.message)
+                if not begun:
+                    with trio.move_on_after(POLL):
+                        await self._ended.wait()
+
+    async def once(self) -> int:
+        """Look at what has changed, and do some of what is due to its end; how many jobs. Raises LocalError."""
+        await self._look()
+        async with trio.open_nursery() as nursery:
+            return await self._begin(nursery)
+
+    async def _begin(self, nursery: trio.Nursery) -> int:
+        room = self._concurrency - self._busy
+        jobs = await self._publishing.claim(tuple(self._services), room, LEASE) if room > 0 else []
+        self._busy += len(jobs)
+        for job in jobs:
+            nursery.start_soon(self._one, job)
+        return len(jobs)
+
+    async def _one(self, job: Job) -> None:
+        try:
+            await self._hold(job)
+        except LocalError as err:
+            # it is another's when the lease has run out
+            _log.warning("what became of a job could not be recorded", job=job.id, error=err.message)
+        finally:
+            self._busy -= 1
+            self._ended.set()
+
+    async def _hold(self, job: Job) -> None:
+        """Do it while it is ours."""
+        doing = _Doing(self._limiter, ipfs_figures().sent.labels(job.service).inc)
+        outcome: _Do | None = None
+        try:
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(self._renew, job, doing, nursery.cancel_scope)
+                outcome = await self._outcome(job, doing)
+                nursery.cancel_scope.cancel()
+        finally:
+            doing.close()
+            if outcome is None:
+                # whoever takes it over need not wait for the lease to run out
+                with trio.move_on_after(2.0, shield=True), suppress(LocalError):
+                    await self._publishing.release(job)
+        if outcome is not None:
+            await outcome()
+
+    async def _renew(self, job: Job, doing: _Doing, scope: trio.CancelScope) -> None:
+        while True:
+            await trio.sleep(_RENEW)
+            try:
+                if not await self._publishing.progress(job, doing.sent, LEASE):
+                    scope.cancel()
+                    return
+            except LocalError as err:
+                _log.warning("the lease of a job could not be renewed", job=job.id, error=err.message)
+
+    async def _outcome(self, job: Job, doing: _Doing) -> _Do:
+        """What is to be written down of it."""
+        publishing, service = self._publishing, self._services[job.service]
+        try:
+            if job.state == "unpinning":
+                await service.unpin(job)
+                return lambda: publishing.removed(job)
+            never = too_large(job.item)
+            if never is not None:
+                raise Mismatch(never)
+            done = await service.publish(job, lambda: doing.open(self._cars, job.item))
+        except RegistryError as err:
+            return self._failed(job, err)
+        if isinstance(done, Later):
+            return lambda: publishing.later(job, done.remote, done.after)
+        return lambda: self._published(job, doing.sent, done)
+
+    async def _published(self, job: Job, sent: int, note: str | None) -> None:
+        await self._publishing.progress(job, sent, LEASE)
+        await self._publishing.published(job, note)
+
+    def _failed(self, job: Job, err: RegistryError) -> _Do:
+        again: float | None = None
+        if not isinstance(err, Mismatch):
+            asked = err.retry_after if isinstance(err, RemoteBusy) else 0.0
+            again = pause(job.attempts, self._draw(), most=self._attempts, asked=asked)
+        if again is None:
+            ipfs_figures().failures.labels(job.service).inc()
+            _log.warning("something is not published to IPFS", job=job.id, service=job.service, error=err.message)
+        return lambda: self._publishing.failed(job, err.message, again)
+
+
+class _Doing:
+    """The CAR of one job, if it came to that."""
+
+    def __init__(self, limiter: Limiter | None, count: Callable[[int], None]) -> None:
+        self._limiter, self._count = limiter, count
+        self._car: Car | None = None
+        self._sending: Sending | None = None
+
+    async def open(self, cars: _AsyncCarOf, item: Item) -> Sending:
+        self.close()
+        self._car = await cars(item)
+        self._sending = Sending(self._car, self._limiter, self._count)
+        return self._sending
+
+    @property
+    def sent(self) -> int:
+        return 0 if self._sending is None else self._sending.sent
+
+    def close(self) -> None:
+        if self._car is not None:
+            self._car.close()
+            self._car = None
