@@ -202,6 +202,7 @@ class WithGateways:
         """See Finder."""
         failures: list[RemoteError] = []
         done = trio.Event()
+        before = self._holders(digest)
 
         async def inner() -> None:
             try:
@@ -215,14 +216,17 @@ class WithGateways:
             nursery.start_soon(inner)
             with trio.move_on_after(PEERS_FIRST):
                 await done.wait()
-            if not self._last or self._in_need(digest, need):
+            if not self._last or self._in_need(digest, before if need else set(), need=need):
                 self._tell(digest)
         if failures:
             raise failures[0]
 
-    def _in_need(self, digest: Digest, need: bool) -> bool:
-        holders = any(watched.holders for watched in self._watched.get(digest, ()))
-        return not holders and (need or self._inner.tracker is None)
+    def _in_need(self, digest: Digest, before: set[str], *, need: bool) -> bool:
+        """``before``: peers that were known to have it and do not deliver, as a flight in need has found."""
+        return not self._holders(digest) - before and (need or self._inner.tracker is None)
+
+    def _holders(self, digest: Digest) -> set[str]:
+        return {name for watched in self._watched.get(digest, ()) for name in watched.holders}
 
     def ban(self, source: str, why: str) -> None:
         """See Finder."""

@@ -1,7 +1,10 @@
-"""Helia, which knows nothing of us, fetches public images from a tracker that it finds by Delegated Routing."""
+"""Helia, which knows nothing of us, fetches public images from a tracker that it finds by Delegated Routing; and nodes
+pull from Helia's gateway when nobody else is left."""
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -11,7 +14,7 @@ import pytest
 from p2pregistry.content.metainfo import Metainfo
 from p2pregistry.digest import cid_text
 from p2pregistry.testing.clients import containers
-from p2pregistry.testing.cluster import separate
+from p2pregistry.testing.cluster import eventually, separate
 from p2pregistry.testing.helia import Helia
 from p2pregistry.testing.images import MIB, Layout, make_image
 
@@ -38,3 +41,34 @@ def test_helia_fetches_a_pushed_image_through_routing_and_gateway(
         nothing = cid_text(Metainfo.of_bytes(b"nothing").root)
         with pytest.raises(AssertionError):
             helia.fetch(nothing, tmp_path / "fetched")
+
+
+def test_nodes_pull_from_helias_gateway_with_tracker_and_peers_dead(tmp_path: Path, helia_node: Helia) -> None:
+    layout = Layout(tmp_path / "layout")
+    image = make_image(layout, layers=2, layer_bytes=5 * MIB + 11)
+    with containers("skopeo", tmp_path / "skopeo") as tools, separate(tmp_path / "swarm") as swarm:
+        tools.push(layout, f"{swarm.tracker.registry}/acme/api:1", swarm)
+        car = tmp_path / "image.car"
+        name = f"{swarm.tracker.registry}/acme/api:1"
+        command = [sys.executable, "-m", "p2pregistry", "image", "export", name, "--car", str(car)]
+        subprocess.run(command, check=True, capture_output=True, timeout=60)
+        helia_node.take_car(car)
+        nodes = {}
+        for mode in ("raw", "car"):
+            ipfs = {"ipfs.use": "fallback", "ipfs.mode": mode, "ipfs.gateways": helia_node.gateway}
+            nodes[mode] = swarm.add_node({"sync.patterns": "acme/**", **ipfs})
+        for node in nodes.values():
+            eventually("the tag is known", lambda node=node: node.status()["feed_repositories"] == 1)
+            eventually("the manifest is here", lambda node=node: node.status()["manifests_waiting"] == 0)
+            assert node.request("HEAD", "/v2/acme/api/manifests/1").headers["docker-content-digest"] == image.digest
+            assert node.status()["blobs"] == 0
+        swarm.tracker.kill()
+        for mode, node in nodes.items():
+            before = node.counters()
+            tools.pull(f"{node.registry}/acme/api:1", tmp_path / mode)
+            moved = (node.counters() - before).fetched
+            assert {kind for kind, count in moved.items() if count} == {"ipfs"}
+            assert moved["ipfs"] >= sum(blob.size for blob in image.blobs)
+            pulled = Layout(tmp_path / mode)
+            assert all(pulled.read(part.digest) == layout.read(part.digest) for part in (image, *image.blobs))
+            node.kill()  # so that the next one has nobody but the gateway
