@@ -10,6 +10,7 @@ import re
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Protocol
 
@@ -51,15 +52,15 @@ class Image:
     def of(cls, name: str) -> Image:
         return cls(name.encode() * 200_000, json.dumps({"of": name}).encode())
 
-    @property
+    @cached_property
     def body(self) -> bytes:
         return manifest_of(self.config, self.layer)
 
-    @property
+    @cached_property
     def digest(self) -> Digest:
         return Digest.of(self.body)
 
-    @property
+    @cached_property
     def blob(self) -> Digest:
         return Digest.of(self.layer)
 
