@@ -169,8 +169,7 @@ async def _live(settings: NodeSettings, join: str | None, ready: Ready, stop: tr
                 nursery.start_soon(joining.run, trust.now)
             with trio.move_on_after(JOIN):  # without the tracker or peers a node serves what it has
                 await met.wait()
-                if tracker is not None or settings.libp2p.bootstrap or neighbours:
-                    await router.joined(within=JOIN)
+                await router.joined(within=JOIN)
             nursery.start_soon(remember_neighbours, node)
             assert node.warmer is not None
             nursery.start_soon(node.warmer.run)  # by now it has the tracker's keys, if it can

@@ -155,10 +155,13 @@ class DhtRouter:
             raise failure
 
     async def joined(self, *, within: float) -> bool:
-        """Wait until this node has met its neighbours, ``within`` seconds at most; whether it has.
+        """Wait until this node has met its neighbours, ``within`` seconds at most; whether it has. Who knows of nobody
+        has none to wait for.
 
         A first contact takes a dial and a handshake: better now than while somebody waits for a layer.
         """
+        if self.driver.alone:
+            return False
         with trio.move_on_after(within):
             await self.driver.settled.wait()
             limit = trio.CapacityLimiter(_GREETERS)

@@ -116,6 +116,11 @@ class KadDriver:
                 self._seeds[contact.peer_id] = contact
         self._seeded.set()
 
+    @property
+    def alone(self) -> bool:
+        """Whether nobody is known whom this node could ask."""
+        return not self._seeds and len(self.table) == 0
+
     # Serving
 
     def serve(self, message: Message, sender: bytes) -> Message | None:

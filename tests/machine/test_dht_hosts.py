@@ -124,6 +124,12 @@ async def test_closing_many_connections_is_quick(tmp_path: Path) -> None:
     assert trio.current_time() - start < 6 * 2.0
 
 
+async def test_who_knows_of_nobody_waits_for_nobody(tmp_path: Path) -> None:
+    async with nodes(tmp_path, 1) as made:
+        with trio.fail_after(5):
+            assert not await made[0].joined(within=600.0)
+
+
 async def test_peers_are_known_by_their_hello(tmp_path: Path) -> None:
     async with nodes(tmp_path, 3) as made:
         digest = Digest.of(b"x")
