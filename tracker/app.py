@@ -11,7 +11,7 @@ import os
 import random
 import ssl
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -52,6 +52,7 @@ from tracker.api import doors
 from tracker.blobs import Blobs
 from tracker.board import Pace
 from tracker.bulletin import Bulletin
+from tracker.cars import Cars
 from tracker.catalog.changes import State
 from tracker.catalog.changes_postgres import PostgresChanges
 from tracker.catalog.garbage_postgres import PostgresGarbage
@@ -61,6 +62,7 @@ from tracker.catalog.ipfs_blocks import keep_filled
 from tracker.catalog.ipfs_blocks_postgres import PostgresIpfsBlocks
 from tracker.catalog.migrate import migrate as migrate_schema
 from tracker.catalog.postgres import PostgresCatalog
+from tracker.catalog.publishing import Publishing
 from tracker.catalog.trail import By
 from tracker.db import Db
 from tracker.embedded import embedded_postgres
@@ -77,6 +79,7 @@ from tracker.notices import Notices
 from tracker.peer_endpoints import TrackerPeerApi
 from tracker.probe import Probe
 from tracker.public_blocks import PublicBlocks
+from tracker.publisher import Publisher, Service
 from tracker.settings import TrackerSettings, read_secret
 from tracker.signed import SignedRecords
 from tracker.storage import open_objects
@@ -134,9 +137,10 @@ async def _live(settings: TrackerSettings, ready: Ready, stop: trio.Event) -> No
         objects = await stack.enter_async_context(open_objects(settings, data))
         known = NodeParts(settings, keeper.keyring, db)
         router = await _router(settings, data, known, stack)
+        ipfs = await _ipfs_services(settings, stack)
         contexts = _contexts(settings, keeper.keyring, certificates)
         accounts = await _accounts(settings, db, keeper, credentials)
-        parts = _assemble(settings, keeper, accounts, db, objects, router, known, listeners)
+        parts = _assemble(settings, keeper, accounts, db, objects, router, known, listeners, ipfs)
         if await accounts.needs_setup():
             _log.warning("there is no administrator; make the first one with: p2pregistry tracker setup-url")
         async with trio.open_nursery() as nursery:
@@ -171,6 +175,7 @@ def _assemble(
     router: DhtRouter,
     known: NodeParts,
     listeners: Listeners,
+    ipfs_services: Mapping[str, Service],
 ) -> _Parts:
     catalog = PostgresCatalog(db, private=settings.auth.new_repositories == "private")
     uploads = Uploads(catalog, catalog.sessions, objects, _limits(settings))
@@ -229,11 +234,37 @@ def _assemble(
     runner = _hook_runner(settings, hooks)
     tasks = [uploads.run, probe.run, announces.run, sweeper.run, runner.run, keeper.run, bulletin.run, accounts.run]
     tasks += [feed.run, Follower(db, named).run, partial(keep_filled, blocks)]
+    tasks.append(
+        _publisher(settings, services.publishing, Cars(catalog, blobs, services.publishing), ipfs_services).run
+    )
     if settings.feed.history is not None:
         tasks.append(partial(prune_daily, partial(history.prune, settings.feed.history)))
     if known.desk is not None:
         tasks.append(known.desk.run)
     return _Parts(handlers, tuple(tasks))
+
+
+def _publisher(
+    settings: TrackerSettings, publishing: Publishing, cars: Cars, services: Mapping[str, Service]
+) -> Publisher:
+    said = settings.ipfs
+    return Publisher(
+        publishing,
+        cars.open,
+        services,
+        encrypted=said.encrypted,
+        concurrency=said.concurrency,
+        rate=said.rate,
+        attempts=said.attempts,
+    )
+
+
+async def _ipfs_services(settings: TrackerSettings, stack: AsyncExitStack) -> dict[str, Service]:
+    if not settings.ipfs.services:
+        return {}
+    from tracker.ipfs_services import open_services  # httpx: a quarter of a second, for who needs it
+
+    return await open_services(settings, stack)
 
 
 def _bulletin(settings: TrackerSettings, keyring: Keyring, router: DhtRouter, known: NodeParts, url: str) -> Bulletin:

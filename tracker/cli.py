@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from tracker.commands import accounts, garbage, hooks, keys, nodes, organizations, policies
+from tracker.commands import accounts, garbage, hooks, ipfs, keys, nodes, organizations, policies
 
 if TYPE_CHECKING:
     from tracker.settings import TrackerSettings
@@ -105,6 +105,7 @@ tracker.add_command(accounts.setup_url)
 tracker.add_command(accounts.user)
 tracker.add_command(accounts.token)
 tracker.add_command(organizations.org)
+tracker.add_command(ipfs.ipfs)
 
 
 @tracker.group("config")

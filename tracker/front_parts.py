@@ -15,11 +15,12 @@ from p2pregistry.trust.claims import ManifestClaim, sign_manifest_claim
 from p2pregistry.trust.paserk import PUBLIC, read_key
 from tracker.announces import Announces
 from tracker.api import doors
-from tracker.api.asked import Services
+from tracker.api.asked import IpfsSetup, Services
 from tracker.authentication import Authentication
 from tracker.catalog.base import Catalog
 from tracker.catalog.listing import PostgresListing
 from tracker.catalog.nodes import Nodes
+from tracker.catalog.publishing_postgres import PostgresPublishing
 from tracker.db import Db
 from tracker.face import Face
 from tracker.front import by_path
@@ -48,7 +49,18 @@ def services(
     """What the JSON API works with, behind both of its doors."""
     logins = Logins(PostgresCounters(db))
     authentication = Authentication(accounts, logins, lambda: keyring.keys, service=settings.service)
-    return Services(accounts, catalog, PostgresListing(db), nodes, facts, keyring, authentication)
+    setup = IpfsSetup(settings.ipfs.services, settings.ipfs.encrypted)
+    return Services(
+        accounts,
+        catalog,
+        PostgresListing(db),
+        nodes,
+        facts,
+        keyring,
+        authentication,
+        PostgresPublishing(db),
+        setup,
+    )
 
 
 def ipfs(

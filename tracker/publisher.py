@@ -26,7 +26,7 @@ _REMEMBER: Final = 7 * 86400.0
 #: Changes that are looked at in one transaction.
 _CHANGES: Final = 100
 #: Seconds that nobody else takes a job, and between two times that this is said again.
-LEASE: Final = 60.0
+LEASE: Final = 20.0
 _RENEW: Final = 5.0
 
 _log = logger(__name__)

@@ -17,7 +17,7 @@ from p2pregistry.errors import RegistryError
 from p2pregistry.serve.http import Request
 from p2pregistry.testing.handlers import Answer, call
 from p2pregistry.testing.tracker_api import SERVICE, keyring
-from tracker.api.asked import Services, Who
+from tracker.api.asked import IpfsSetup, Services, Who
 from tracker.api.routes import PREFIX, ROUTES, Route, described
 from tracker.api.server import Api, by_credentials, by_operator
 from tracker.authentication import Authentication
@@ -25,6 +25,7 @@ from tracker.catalog.check import BY, Signer, add, blob, manifest
 from tracker.catalog.listing import MemoryListing
 from tracker.catalog.memory import MemoryCatalog
 from tracker.catalog.nodes_memory import MemoryNodes
+from tracker.catalog.publishing_memory import MemoryPublishing
 from tracker.identity.memory import MemoryAccounts
 from tracker.node_admin import Facts
 from tracker.throttle import Logins, MemoryCounters
@@ -71,7 +72,18 @@ class World:
         authentication = Authentication(self.accounts, Logins(MemoryCounters()), lambda: ring.keys, service=SERVICE)
         facts = Facts("https://tracker:5051", ring.peer_id, ring.root_public, "default")
         listing = MemoryListing(self.catalog)
-        services = Services(self.accounts, self.catalog, listing, self.nodes, lambda: facts, ring, authentication)
+        self.publishing = MemoryPublishing(self.catalog)
+        services = Services(
+            self.accounts,
+            self.catalog,
+            listing,
+            self.nodes,
+            lambda: facts,
+            ring,
+            authentication,
+            self.publishing,
+            IpfsSetup(("kubo",)),
+        )
         identify = by_credentials(authentication, self.accounts)
 
         async def identify_or_fail(request: Request) -> Who:

@@ -29,7 +29,7 @@ API = "/repositories/acme%2Fapi"
 PEER = "12D3KooWK99VoVxNE7XzyBwXEzW7xhK7Gpv85r9F3V3fyKSUKPH5"
 FILLED = {
     "user": "ann", "organization": "acme", "account": "ann", "team": "devs", "repository": "acme%2Fapi", "id": "999",
-    "peer_id": PEER,
+    "peer_id": PEER, "reference": "v1",
 }  # fmt: skip
 BODIES: dict[type[d.Document], dict[str, Any]] = {
     d.Setup: {"secret": "s", "name": "x", "password": PASSWORD},
@@ -46,6 +46,7 @@ BODIES: dict[type[d.Document], dict[str, Any]] = {
     d.NewToken: {"kind": "robot", "name": "ci", "scopes": ["repository:ann/**:pull"], "lifetime": 60.0},
     d.NewJoinToken: {"uses": 1, "lifetime": 60.0, "swarm": "s", "pulls": ["acme/**"], "labels": {"zone": "a"}},
     d.Revoked: {"revoked": True},
+    d.IpfsPattern: {"pattern": "acme/**"},
 }
 
 
@@ -71,7 +72,7 @@ def path_of(route: Route, **other: str) -> str:
 
 
 def query_of(route: Route) -> str:
-    return "?pattern=acme/**" if route.query is d.Pattern else ""
+    return "?pattern=acme/**" if route.query in (d.Pattern, d.IpfsPattern) else ""
 
 
 def body_of(route: Route) -> dict[str, Any] | None:
@@ -175,6 +176,9 @@ async def _everything_done(here: World) -> None:
     await here("DELETE", "/organizations/acme/teams/ops/grants?pattern=acme/x", who=ANN)
     await here("DELETE", "/organizations/acme/teams/ops", who=ANN)
     await here("PUT", f"{API}/visibility", {"private": False}, who=ANN)
+    await here("PUT", "/ipfs/patterns", {"pattern": "acme/**"}, who=ROOT)
+    await here("POST", "/ipfs/retry", who=ROOT)
+    await here("DELETE", "/ipfs/patterns?pattern=acme/**", who=ROOT)
     await here("DELETE", API, who=ANN)
     made = await here("POST", "/accounts/ann/tokens", {"kind": "personal", "name": "laptop"}, who=ANN)
     await here("DELETE", f"/accounts/ann/tokens/{made.json()['token']['id']}", who=ANN)
@@ -208,7 +212,7 @@ async def _strangers(here: World) -> None:
             narrowed = await token(here, "ann", "repository:acme/**:pull,push")
             assert (await here(route.method, path_of(route) + query, body, who=narrowed)).status == 403
         elif (403, "DENIED") in codes and route.name != "users.set_up":
-            assert (await here(route.method, path_of(route, user="root"), body, who=BOB)).status in (403, 404)
+            assert (await here(route.method, path_of(route, user="root") + query, body, who=BOB)).status in (403, 404)
         if "{account}" in route.path or route.name in ("users.show", "users.set_password"):
             await _hidden(here, route, BOB, body, query, account="nobody", user="nobody")
 
@@ -269,6 +273,7 @@ async def _malformed(here: World) -> None:
     assert field_of(await here("POST", "/organizations", {"name": "lab"}, socket=True)) == "owner"
     assert field_of(await here("POST", "/join-tokens", {"pulls": ["a b"]}, who=ROOT)) == "pulls"
     assert field_of(await here("POST", "/join-tokens", {"swarm": "a\n"}, who=ROOT)) == "swarm"
+    assert field_of(await here("PUT", "/ipfs/patterns", {"pattern": "a?b"}, who=ROOT)) == "pattern"
     assert field_of(await here("POST", "/join-tokens", {"pulls": ["a?b"]}, who=ROOT)) == "pulls"
     assert field_of(await here("POST", "/join-tokens", {"labels": {"zone": "?"}}, who=ROOT)) == "labels"
     assert field_of(await here("PUT", "/users/root/password", {"password": PASSWORD}, who=ROOT)) == "current"
@@ -333,6 +338,9 @@ async def _specific(here: World) -> None:
     await refused(404, "TOKEN_UNKNOWN", "DELETE", "/join-tokens/999", who=ROOT)
     await refused(404, "NODE_UNKNOWN", "GET", "/nodes/none", who=ROOT)
     await refused(404, "NODE_UNKNOWN", "PUT", "/nodes/none/revoked", {"revoked": True}, who=ROOT)
+    await refused(404, "PATTERN_UNKNOWN", "DELETE", "/ipfs/patterns?pattern=none", who=ROOT)
+    for reference in ("none", f"sha256:{'0' * 64}", "sha256:none"):
+        await refused(404, "MANIFEST_UNKNOWN", "GET", f"{API}/ipfs/{reference}", who=ANN)
     await refused(401, "UNAUTHORIZED", "PUT", f"{API}/visibility", {"private": True}, who=bearer("p2pr_pat_none"))
     await here.catalog.set_visibility("acme/api", False, SYSTEM)
     await refused(401, "UNAUTHORIZED", "PUT", f"{API}/visibility", {"private": True})

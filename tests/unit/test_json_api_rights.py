@@ -219,3 +219,35 @@ async def test_the_page_makes_the_first_administrator_once() -> None:
     assert b"already" in (await call(page, "GET", "/setup")).body
     assert (await call(page, "PUT", "/setup")).status == 405
     assert (await call(page, "POST", "/setup", b"{}", headers=[("Content-Type", "application/json")])).status == 400
+
+
+async def test_how_publishing_to_ipfs_fares_is_for_who_may_pull_and_why_it_fails_for_who_may_administer() -> None:
+    here = await world()
+    await here.publishing.publish("acme/**", SYSTEM)
+    await here.catalog.set_visibility("acme/api", False, SYSTEM)
+    await here.publishing.reconcile(10, ["kubo"], encrypted=False)
+    (job, *_) = await here.publishing.claim(["kubo"], 10, 60.0)
+    await here.publishing.failed(job, "no answer from 10.0.0.1", None)
+    errors = {}
+    for name in ("ann", "carl", "bob", "root"):
+        answer = await here("GET", "/repositories/acme%2Fapi/ipfs/v1", who=who(name))
+        assert answer.status == 200
+        states = [state for item in answer.json()["items"] for state in item["services"]]
+        assert sorted(state["state"] for state in states) == ["failed", *["publishing"] * 3]
+        errors[name] = {state["error"] for state in states}
+    assert errors["ann"] == errors["root"] == {None, "no answer from 10.0.0.1"}
+    assert errors["carl"] == errors["bob"] == {None}
+    assert (await here("GET", "/ipfs", who=who("root"))).json()["failures"][0]["services"][0]["state"] == "failed"
+    await here.catalog.set_visibility("acme/api", True, SYSTEM)
+    for path in ("/repositories/acme%2Fapi/ipfs", "/repositories/acme%2Fapi/ipfs/v1"):
+        assert (await here("GET", path, who=who("bob"))).status == 404
+        assert (await here("GET", path)).status == 404
+    for method, path, body in (
+        ("GET", "/ipfs", None),
+        ("PUT", "/ipfs/patterns", {"pattern": "acme/**"}),
+        ("DELETE", "/ipfs/patterns?pattern=acme/**", None),
+        ("POST", "/ipfs/retry", None),
+    ):
+        assert (await here(method, path, body, who=who("ann"))).status == 403
+        assert (await here(method, path, body)).status == 401
+        assert (await here(method, path, body, socket=True)).status < 300

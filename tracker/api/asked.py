@@ -12,6 +12,7 @@ from tracker.authentication import Authentication
 from tracker.catalog.base import Catalog
 from tracker.catalog.listing import Listing
 from tracker.catalog.nodes import Nodes
+from tracker.catalog.publishing import Publishing
 from tracker.catalog.trail import By
 from tracker.identity.base import Accounts, Identity, Rights
 from tracker.keyring import Keyring
@@ -46,6 +47,14 @@ class Who:
 
 
 @dataclass(frozen=True, slots=True)
+class IpfsSetup:
+    """What the settings say of publishing: where to, and whether encrypted images of private repositories too."""
+
+    services: tuple[str, ...] = ()
+    encrypted: bool = False
+
+
+@dataclass(frozen=True, slots=True)
 class Services:
     """What handlers work with. ``facts``: what nodes must know of this tracker."""
 
@@ -56,6 +65,8 @@ class Services:
     facts: Callable[[], Facts]
     keyring: Keyring
     authentication: Authentication
+    publishing: Publishing
+    ipfs: IpfsSetup
 
 
 @dataclass(frozen=True, slots=True)

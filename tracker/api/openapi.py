@@ -31,6 +31,7 @@ _PARAMETERS: Final = {
     "repository": "A repository's name, each slash in it written as %2F.",
     "id": "Its number.",
     "peer_id": "A node's peer id.",
+    "reference": "A tag or a digest.",
 }
 
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from tracker.api import documents as d
-from tracker.api import machines, openapi, organizations, repositories, tokens, users
+from tracker.api import ipfs, machines, openapi, organizations, repositories, tokens, users
 from tracker.api.asked import Asked, Handle
 from tracker.api.rules import (
     ACCOUNT,
@@ -49,6 +49,8 @@ _NO_MEMBER: Final = Refusal(404, "MEMBER_UNKNOWN", "There is no such member.")
 _NO_GRANT: Final = Refusal(404, "GRANT_UNKNOWN", "The team has no such grant.")
 _NO_TOKEN: Final = Refusal(404, "TOKEN_UNKNOWN", "There is no such token, or it was revoked before.")
 _NO_NODE: Final = Refusal(404, "NODE_UNKNOWN", "There is no such node.")
+_NO_PATTERN: Final = Refusal(404, "PATTERN_UNKNOWN", "There is no such pattern.")
+_NO_IMAGE: Final = Refusal(404, "MANIFEST_UNKNOWN", "The repository has no such tag or manifest.")
 _IMMUTABLE: Final = Refusal(403, "DENIED", "A tag of it is immutable.")
 
 
@@ -217,6 +219,29 @@ ROUTES: Final[tuple[Route, ...]] = (
         body=d.Visibility,
     ),
     Route("DELETE", _REPO, repositories.delete, DELETE, "Delete it with all that is in it.", more=(_IMMUTABLE,)),
+    Route(
+        "GET", _REPO + "/ipfs", ipfs.repository, PULL, "How far it is published to IPFS.", answer=d.IpfsRepository,
+    ),
+    Route(
+        "GET", _REPO + "/ipfs/{reference}", ipfs.image, PULL,
+        "The root CIDs of an image, by tag or digest, and how far each is published.",
+        answer=d.IpfsImage, more=(_NO_IMAGE,),
+    ),
+    # IPFS
+    Route(
+        "GET", "/ipfs", ipfs.show, ADMINISTRATOR, "What is published to IPFS.", query=d.IpfsFailures, answer=d.Ipfs,
+    ),
+    Route(
+        "PUT", "/ipfs/patterns", ipfs.publish, ADMINISTRATOR,
+        "Publish the repositories that a pattern names, now and in future.", body=d.IpfsPattern,
+    ),
+    Route(
+        "DELETE", "/ipfs/patterns", ipfs.unpublish, ADMINISTRATOR,
+        "Publish them no longer, and unpin what no other pattern names.", query=d.IpfsPattern, more=(_NO_PATTERN,),
+    ),
+    Route(
+        "POST", "/ipfs/retry", ipfs.retry, ADMINISTRATOR, "Try again now what failed or waits.", answer=d.IpfsRetried,
+    ),
     # tokens
     Route(
         "GET", "/accounts/{account}/tokens", tokens.listed, KEEPER, "Tokens of a user or an organization.",

@@ -55,7 +55,7 @@ class Api:
             if err.status == 401:
                 err.headers = _CHALLENGE
             raise
-        asked: Asked[Any, Any] = Asked(self._services, who, path, body, query)
+        asked: Asked[Any, Any] = Asked(self._services, who, path, body, query, early.found)
         answer = await route.handle(asked)
         if route.answer is None:
             return Response(204, [("Cache-Control", "no-store")])
