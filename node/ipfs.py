@@ -41,7 +41,9 @@ def make_gateways(settings: NodeSettings, index: Index) -> Gateways | None:
         places: list[Blocks] = []
         if kubo is not None:
             places.append(KuboBlocks(kubo, requests=stated.requests, timeout=stated.timeout))
-        places += [GatewayClient(url, requests=stated.requests, timeout=stated.timeout) for url in stated.gateways]
+        for url in stated.gateways:
+            client = GatewayClient(url, requests=stated.requests, timeout=stated.timeout, ca_file=_path(stated.ca_file))
+            places.append(client)
         return [IpfsSource(blocks, common, mode=stated.mode) for blocks in places]
 
     gateways = Gateways(
@@ -64,9 +66,13 @@ def _kubo(settings: NodeSettings) -> KuboConfig:
         except (OSError, UnicodeDecodeError) as err:
             raise SettingsError("$.ipfs.kubo_secret_file: cannot be read") from err
     try:
-        return kubo_config(stated.kubo or "", secret=secret)
+        return kubo_config(stated.kubo or "", secret=secret, ca_file=_path(stated.ca_file))
     except SettingsError as err:
         raise SettingsError(f"$.ipfs.kubo: {err.message}") from err
+
+
+def _path(name: str | None) -> Path | None:
+    return None if name is None else Path(name)
 
 
 def around(settings: NodeSettings, finder: Finder, gateways: Gateways | None, visible: Visible) -> Finder:

@@ -323,6 +323,13 @@ class Ipfs(Section, frozen=True):
             example="/run/secrets/kubo",
         ),
     ] = None
+    ca_file: Annotated[
+        str | None,
+        Setting(
+            "Certificates, in PEM, that are trusted of gateways and Kubo beside the public ones.",
+            example="/etc/p2pregistry/gateways.pem",
+        ),
+    ] = None
     mode: Annotated[
         Literal["auto", "raw", "car"],
         Setting("How blobs are asked for: raw: block by block; car: many blocks in one answer; auto: as suits both."),
@@ -411,7 +418,7 @@ class NodeSettings(Settings, frozen=True):
 def check_base(url: str) -> None:
     """Raises ValueError for what is no base URL: a user, a query, anything but http and https."""
     if BASE_URL.fullmatch(url) is None:
-        raise ValueError(f"{url!r} is not a URL such as https://gateway.example, without user or query")
+        raise ValueError("one is not a URL such as https://gateway.example, without user or query")
 
 
 def _check(path: str, read: Callable[[T], object], value: T) -> None:

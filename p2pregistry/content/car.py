@@ -52,6 +52,10 @@ def write_table(root: bytes, blocks: Iterable[bytes]) -> bytes:
     return header(root) + b"".join(section(CID_DAG_PB_PREFIX + hashlib.sha256(b).digest(), b) for b in blocks)
 
 
+class OtherCid(BadContent):
+    """A section whose CID is of a kind that is not taken here."""
+
+
 class CarReader:
     """Feed bytes as they come; get verified blocks. ``close()`` raises BadContent if a block is left unfinished."""
 
@@ -71,7 +75,9 @@ class CarReader:
                 cid, block = CID_DAG_PB_PREFIX + body[2:34], body[34:]
             else:
                 cid, block = body[:36], body[36:]
-            if cid[:4] not in (CID_RAW_PREFIX, CID_DAG_PB_PREFIX) or hashlib.sha256(block).digest() != cid[4:]:
+            if cid[:4] not in (CID_RAW_PREFIX, CID_DAG_PB_PREFIX):
+                raise OtherCid("a block of the CAR has a CID of a kind that is not taken here")
+            if hashlib.sha256(block).digest() != cid[4:]:
                 raise BadContent("a block of the CAR does not match its CID")
             yield cid, block
 

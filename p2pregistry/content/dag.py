@@ -20,7 +20,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from p2pregistry.content.car import MAX_BLOCK, CarReader
+from p2pregistry.content.car import MAX_BLOCK, CarReader, OtherCid
 from p2pregistry.content.metainfo import Metainfo
 from p2pregistry.content.unixfs import PIECE_SIZE
 from p2pregistry.digest import CID_DAG_PB_PREFIX, CID_RAW_PREFIX
@@ -46,6 +46,10 @@ _MOST_STEPS: Final = 8
 
 class BadDag(BadContent):
     """The blocks are those that were named, but no file of the size that was stated: the root is at fault."""
+
+
+class TooMuch(BadContent):
+    """A CAR has far more than was asked for: who sends it does not heed ranges, which is no lie."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -378,13 +382,14 @@ class CarWalk:
     """A walk whose blocks come in a CAR. ``ordered``: the answer said that they come depth first, and those that occur
     several times each time; then each must be the next. Else they are kept until their turn comes.
 
-    Blocks beside the range are passed over, up to a limit: not every gateway heeds ``entity-bytes``.
+    Blocks beside the range are passed over, up to a limit: not every gateway heeds ``entity-bytes``. ``foreign``: the
+    layout is not ours, so that CIDs of other kinds in it are the root's fault.
     """
 
-    def __init__(self, root: bytes, size: int, start: int, end: int, *, ordered: bool) -> None:
+    def __init__(self, root: bytes, size: int, start: int, end: int, *, ordered: bool, foreign: bool = False) -> None:
         self._walk = Walk(root, size, start, end)
         self._reader = CarReader(MAX_BLOCK)
-        self._ordered = ordered
+        self._ordered, self._foreign = ordered, foreign
         self._surplus = 0
         self._store: dict[bytes, bytes] = {}
         self._taken: OrderedDict[bytes, None] = OrderedDict()
@@ -396,16 +401,21 @@ class CarWalk:
         return self._walk.done
 
     def feed(self, data: bytes) -> list[bytes]:
-        """The bytes of the file that come next. Raises BadContent, BadDag."""
+        """The bytes of the file that come next. Raises BadContent, BadDag, TooMuch."""
         found: list[bytes] = []
-        for cid, block in self._reader.feed(data):
-            if self._walk.done:
-                break
-            if self._ordered:
-                self._next(cid, block)
-            else:
-                self._keep(cid, block)
-            found += self._walk.ready()
+        try:
+            for cid, block in self._reader.feed(data):
+                if self._walk.done:
+                    break
+                if self._ordered:
+                    self._next(cid, block)
+                else:
+                    self._keep(cid, block)
+                found += self._walk.ready()
+        except OtherCid as err:
+            if self._foreign:
+                raise BadDag(err.message) from err
+            raise
         return found
 
     def close(self) -> None:
@@ -422,7 +432,7 @@ class CarWalk:
             raise BadContent("a CAR holds a block that was not asked for")
         self._surplus += len(block)
         if self._surplus > MAX_SURPLUS:
-            raise BadContent("a CAR holds far more than was asked for")
+            raise TooMuch("a CAR holds far more than was asked for")
         self._walk.pass_by(cid, block)
 
     def _keep(self, cid: bytes, block: bytes) -> None:
@@ -435,5 +445,5 @@ class CarWalk:
             self._taken[want.cid] = None
         while self._held > MAX_STORE:
             if not self._taken:
-                raise BadContent("a CAR in no certain order holds too much")
+                raise TooMuch("a CAR in no certain order holds too much")
             self._held -= len(self._store.pop(self._taken.popitem(last=False)[0]))

@@ -126,17 +126,26 @@ class Gateways:
         """The bytes of a manifest, by the CID that its digest is. Raises NotFound, RemoteError."""
         if digest.algorithm != "sha256":
             raise NotFound("MANIFEST_UNKNOWN", "a digest of another kind has no CID")
-        failure: RemoteError | NotFound = NotFound("MANIFEST_UNKNOWN", "no gateway has the manifest")
-        with trio.move_on_after(PATIENCE):
+        found: list[bytes] = []
+        failures: list[RemoteError] = []
+
+        async def ask(source: IpfsSource) -> None:
+            try:
+                found.append(await source.block(digest.cid()))
+                nursery.cancel_scope.cancel()
+            except NotFound:
+                pass  # another may have it
+            except RemoteError as err:
+                failures.append(err)
+
+        async with trio.open_nursery() as nursery:
+            nursery.cancel_scope.deadline = trio.current_time() + PATIENCE
             for source in self.all:
-                try:
-                    data = await source.block(digest.cid())
-                except (RemoteError, NotFound) as err:
-                    failure = err
-                else:
-                    self._fetched(len(data))
-                    return data
-        raise failure
+                nursery.start_soon(ask, source)
+        if found:
+            self._fetched(len(found[0]))
+            return found[0]
+        raise failures[0] if failures else NotFound("MANIFEST_UNKNOWN", "no gateway has the manifest")
 
     @property
     def left_out(self) -> int:

@@ -12,7 +12,8 @@ from __future__ import annotations
 
 import re
 from collections.abc import AsyncIterator, Mapping
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
+from pathlib import Path
 from typing import Final
 
 import httpx
@@ -63,11 +64,12 @@ class Body:
 class GatewayClient:
     """One gateway. ``requests`` of them at a time, the others wait; ``timeout``: seconds without a byte."""
 
-    def __init__(self, url: str, *, requests: int = 8, timeout: float = 10.0) -> None:
-        """Raises SettingsError for a URL that cannot be used."""
+    def __init__(self, url: str, *, requests: int = 8, timeout: float = 10.0, ca_file: Path | None = None) -> None:
+        """``ca_file``: certificates that are trusted beside the public ones. Raises SettingsError for a URL that cannot
+        be used, LocalError for certificates that cannot."""
         self.name = check_url(url)
         self.ranges = True  # it gives CARs of parts of a file
-        self._client = make_client(connections=requests)
+        self._client = make_client(connections=requests, ca_file=ca_file)
         self._turn = trio.CapacityLimiter(requests)
         self._timeout = httpx.Timeout(timeout, connect=min(_CONNECT, timeout), pool=_POOL)
 
@@ -92,13 +94,12 @@ class GatewayClient:
                 yield Body(chunks, most, self.name, ordered=ordered)
 
     async def probe(self) -> None:
-        """Raises RemoteError unless it answers as a trustless gateway does."""
-        try:
+        """Raises RemoteError unless it answers as a trustless gateway does; not to have the empty block is all right:
+        that it has it is new in the specification."""
+        with suppress(NotFound):
             async with self._asked(PROBE, _RAW) as response, self._body(response, 0) as chunks:
                 if await Body(chunks, 0, self.name).next():
                     raise BadContent(f"{self.name} does not know what an empty block is")
-        except NotFound as err:
-            raise Unreachable(f"{self.name} is no trustless gateway: it does not have the empty block") from err
 
     async def aclose(self) -> None:
         """Let go of its connections."""
@@ -154,7 +155,7 @@ class GatewayClient:
 def check_url(url: str) -> str:
     """The URL of a gateway, without a slash at its end. Raises SettingsError."""
     if _URL.fullmatch(url) is None:
-        raise SettingsError(f"{url!r} is not a URL such as https://gateway.example, without user or query")
+        raise SettingsError("a gateway is a URL such as https://gateway.example, without user or query")
     return url.rstrip("/")
 
 

@@ -42,6 +42,8 @@ ABSENT: Final = 60.0
 _REMEMBERED: Final = 10_000
 #: Seconds that are left to others to give a piece table which could only be had here by fetching the whole blob.
 DERIVE_AFTER: Final = 2.0
+#: Seconds that a block may take where no plan looks after it.
+BLOCK_TIME: Final = 60.0
 _log = logger(__name__)
 
 Mode = Literal["auto", "raw", "car"]
@@ -186,12 +188,18 @@ class IpfsSource:
             try:
                 body = await stack.enter_async_context(self._watched(self._blocks.car(root, start, end, most)))
             except NoCar as err:
-                self._cars = False
-                _log.info("a gateway is asked for single blocks only", gateway=self.name, why=err.message)
+                self.without_cars(err.message)
             else:
-                return FromCar(self, body, CarWalk(root, size, start, end, ordered=body.ordered))
+                walked = CarWalk(root, size, start, end, ordered=body.ordered, foreign=hint is not None)
+                return FromCar(self, body, walked)
         nursery = await stack.enter_async_context(own_nursery())
         return FromBlocks(self, nursery, walk)
+
+    def without_cars(self, why: str) -> None:
+        """From now on it is asked for single blocks."""
+        if self._cars:
+            _log.info("a gateway is asked for single blocks only", gateway=self.name, why=why)
+        self._cars = False
 
     def _wants_car(self, walk: Walk, size: int, start: int, end: int) -> bool:
         if self._mode == "raw" or not self._cars or not (self._blocks.ranges or (start, end) == (0, size)):
@@ -242,8 +250,9 @@ class IpfsSource:
             self._well()
             raise
         except RemoteBusy as err:
+            if self.health.usable(trio.current_time()):
+                _log.info("a gateway asks for fewer requests", gateway=self.name, seconds=err.retry_after)
             self.health.busy(err.retry_after, trio.current_time())
-            _log.info("a gateway asks for fewer requests", gateway=self.name, seconds=err.retry_after)
             raise
         except BadDag:
             raise
@@ -368,8 +377,12 @@ class IpfsSource:
         async def work() -> None:
             for cid in left:
                 try:
-                    found[cid] = await self.block(cid)
+                    with trio.fail_after(BLOCK_TIME):
+                        found[cid] = await self.block(cid)
                     self._common.fetched(len(found[cid]))
+                except trio.TooSlowError:
+                    failures.append(Unreachable(f"{self.name} did not give a block in time"))
+                    nursery.cancel_scope.cancel()
                 except (RemoteError, NotFound) as err:
                     failures.append(err)
                     nursery.cancel_scope.cancel()
@@ -403,8 +416,12 @@ class IpfsSource:
         async with self._from(known, hint, 0, size) as incoming:
             while at < size:
                 length, filled = min(PIECE_SIZE, size - at), 0
-                while filled < length:
-                    filled += await incoming.read_into(view[filled:length])
+                try:
+                    with trio.fail_after(BLOCK_TIME):
+                        while filled < length:
+                            filled += await incoming.read_into(view[filled:length])
+                except trio.TooSlowError as err:
+                    raise Unreachable(f"{self.name} did not give a block in time") from err
                 self._common.fetched(length)
                 found += hashlib.sha256(view[:length]).digest()
                 at += length

@@ -5,18 +5,18 @@ from __future__ import annotations
 import hashlib
 from collections import deque
 from collections.abc import AsyncIterator, Callable
-from contextlib import AbstractContextManager, asynccontextmanager
+from contextlib import AbstractContextManager, asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Final, Protocol
 
 import trio
 
-from p2pregistry.content.dag import BadDag, CarWalk, Walk
+from p2pregistry.content.dag import BadDag, CarWalk, TooMuch, Walk
 from p2pregistry.content.metainfo import Metainfo
 from p2pregistry.content.unixfs import PIECE_SIZE
 from p2pregistry.digest import CID_RAW_PREFIX
 from p2pregistry.errors import NotFound, RegistryError, RemoteError, Unreachable
-from p2pregistry.ipfs.gateway_client import Body
+from p2pregistry.ipfs.gateway_client import Body, NoCar
 from p2pregistry.sources.base import Incoming
 
 #: Blocks of one request that are asked for at a time.
@@ -31,6 +31,7 @@ class Giver(Protocol):
     async def read(self, body: Body) -> bytes: ...
     async def block(self, cid: bytes, took: Callable[[bytes], None]) -> bytes: ...
     def judged(self) -> AbstractContextManager[None]: ...
+    def without_cars(self, why: str) -> None: ...
 
 
 class Fetched(Incoming, Protocol):
@@ -151,10 +152,14 @@ class FromCar:
         with self._source.judged():
             if not chunk:
                 raise Unreachable(f"{self._source.name} sent a CAR that is cut short")
-            self._out += [memoryview(part) for part in self._walk.feed(chunk) if part]
+            try:
+                self._out += [memoryview(part) for part in self._walk.feed(chunk) if part]
+            except TooMuch as err:
+                self._source.without_cars(err.message)
+                raise NoCar(f"{self._source.name} heeds no ranges") from err
         if self._walk.done:  # if that was all the connection can be used again
-            with trio.move_on_after(0.2):
-                await self._source.read(self._body)
+            with trio.move_on_after(0.2), suppress(RemoteError):
+                await self._body.next()
 
 
 class Judged:

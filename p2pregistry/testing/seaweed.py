@@ -56,7 +56,7 @@ class Seaweed:
         identities = {"identities": [{"name": "tests", "credentials": keys, "actions": actions}]}
         (home / "data").mkdir(parents=True)
         self._tls_port = next(ports)
-        _write_certificate(self.certificate, home / "key.pem")
+        write_certificate(self.certificate, home / "key.pem")
         (home / "keys.json").write_text(json.dumps(identities), encoding="utf-8")
         flags = {
             "dir": home / "data",
@@ -156,7 +156,7 @@ def seaweed(home: Path) -> Iterator[Seaweed]:
             shutil.rmtree(home / "data")
 
 
-def _write_certificate(certificate: Path, key: Path) -> None:
+def write_certificate(certificate: Path, key: Path) -> None:
     """One that its owner signed, for 127.0.0.1 and a day."""
     private = ec.generate_private_key(ec.SECP256R1())
     name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "S3 for tests")])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -15,9 +16,13 @@ from p2pregistry.content.metainfo import Metainfo
 from p2pregistry.digest import CID_DAG_PB_PREFIX, CID_RAW_PREFIX, cid_text
 from p2pregistry.errors import NotFound, NotYet, RegistryError, RemoteBusy, RemoteError, SettingsError, Unreachable
 from p2pregistry.ipfs.gateway_client import GatewayClient
+from p2pregistry.serve.http import Request, Response
+from p2pregistry.serve.tls import server_context
 from p2pregistry.sources.ipfs import Common, IpfsSource, Known, Mode
 from p2pregistry.testing.dags import MadeDag, dag_pb, make_dag, unixfs_data
+from p2pregistry.testing.http import running
 from p2pregistry.testing.ipfs_gateway import StubGateway, stub_gateway
+from p2pregistry.testing.seaweed import write_certificate
 from p2pregistry.testing.sources import read
 
 MIB = 1 << 20
@@ -305,6 +310,51 @@ class Parts:
     async def next(self) -> bytes:
         await trio.lowlevel.checkpoint()
         return self._parts.pop(0) if self._parts else b""
+
+
+async def test_a_gateway_that_heeds_no_ranges_of_a_large_file_is_asked_for_blocks() -> None:
+    big = random.Random(22).randbytes(12 * MIB)
+    info = Metainfo.of_bytes(big)
+    stub = StubGateway(ranges=False)
+    stub.add(big)
+    async with stub_gateway(stub) as (url, _):
+        source = IpfsSource(GatewayClient(url), Common({info.digest: Known(info.ref, info)}.get), mode="car")
+        with pytest.raises(RemoteError):
+            await read(source, info.digest, 8 * MIB, 4 * MIB)
+        assert source.health.state == "ok", "it is no lie"
+        assert await read(source, info.digest, 8 * MIB, 4 * MIB) == big[8 * MIB :]
+        await source.aclose()
+
+
+async def test_over_tls_with_certificates_of_ones_own(tmp_path: Path) -> None:
+    write_certificate(tmp_path / "crt", tmp_path / "key")
+    stub = StubGateway()
+    stub.add(DATA)
+    context = server_context(tmp_path / "crt", tmp_path / "key")
+    known = {INFO.digest: Known(INFO.ref, INFO)}.get
+    async with running(stub, tls=context) as url:
+        assert url.startswith("https://")
+        good = IpfsSource(GatewayClient(url, ca_file=tmp_path / "crt"), Common(known))
+        assert await all_of(good) == DATA
+        bad = IpfsSource(GatewayClient(url), Common(known))
+        with pytest.raises(Unreachable):
+            await all_of(bad)
+        assert len(stub.asked) > 0
+        for source in (good, bad):
+            await source.aclose()
+
+
+async def test_who_has_not_got_the_empty_block_is_a_gateway_all_the_same() -> None:
+    async def none(_request: Request) -> Response:
+        return Response(404)
+
+    async with running(none) as url:
+        source = IpfsSource(GatewayClient(url), Common({}.get))
+        source.health.failed("no", 0.0, at_once=True)
+        source.health.until = 0.0
+        await source.probe()
+        assert source.health.state == "ok"
+        await source.aclose()
 
 
 async def test_a_url_that_is_none() -> None:

@@ -16,6 +16,7 @@ from p2pregistry.content.dag import (
     CarWalk,
     Hint,
     Nodes,
+    TooMuch,
     Walk,
     any_cid,
     matches,
@@ -142,11 +143,21 @@ def test_cars_that_are_refused() -> None:
         assert not isinstance(caught.value, BadDag), "the sender is to blame"
 
 
+def test_cids_of_other_kinds_in_a_car_are_the_fault_of_a_root_that_is_not_ours() -> None:
+    made = layout("raw leaves")
+    body = b"\x01\x55\x00\x03abc"
+    data = header(made.root) + bytes([len(body)]) + body + car(made, depth_first(made))
+    for foreign in (True, False):
+        with pytest.raises(BadContent) as caught:
+            fed(CarWalk(made.root, 10_000, 0, 10_000, ordered=False, foreign=foreign), data, 400)
+        assert isinstance(caught.value, BadDag) == foreign
+
+
 def test_a_car_with_far_too_much_is_refused() -> None:
     data = bytes(1 << 20) + random.Random(6).randbytes(6 << 20)
     made = make_dag(data, chunk=1 << 20, width=10)
     end = len(data)
-    with pytest.raises(BadContent, match="far more"):
+    with pytest.raises(TooMuch):
         fed(CarWalk(made.root, end, end - 5, end, ordered=True), car(made, depth_first(made)), 1 << 20)
 
 

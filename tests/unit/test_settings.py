@@ -87,6 +87,12 @@ def test_text_is_read_by_the_type_of_the_setting() -> None:
         ('[node]\nlog_format = "xml"', "$.node.log_format: invalid enum value 'xml'"),
         ('[tracker]\nurl = "example.com"', "$.tracker.url: must begin with http"),
         ('[tracker]\nroot_key = "k4.secret.x"', "$.tracker.root_key: must be a PASERK"),
+        ('[ipfs]\nuse = "on"', "$.ipfs.gateways: with ipfs.use at least one"),
+        ('[ipfs]\ngateways = ["https://a:b@c"]', "$.ipfs.gateways: one is not a URL"),
+        ('[ipfs]\ngateways = ["ftp://a"]', "$.ipfs.gateways: one is not a URL"),
+        ('[ipfs]\nkubo = "127.0.0.1:5001"', "$.ipfs.kubo: one is not a URL"),
+        ('[ipfs]\ngateways = ["https://a", "https://a/"]', "$.ipfs.gateways: each place once"),
+        ('[ipfs]\nkubo_secret_file = "x"', "$.ipfs.kubo_secret_file: without ipfs.kubo"),
         ("[cache", "not a TOML file"),
     ],
 )
