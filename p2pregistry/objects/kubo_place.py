@@ -110,7 +110,10 @@ class Place:
             await self.kubo.files_cp(source, path)
         except NotFound:
             await self.kubo.files_mkdir(path.rpartition("/")[0])
-            await self.kubo.files_cp(source, path)
+            try:
+                await self.kubo.files_cp(source, path)
+            except NotFound as err:
+                raise LocalError("the IPFS daemon has lost what it was sent") from err
         except Exists:
             if (await self.kubo.files_stat(f"{path}/{BYTES}")).cid != cid_text(root):
                 raise LocalError("there is another object of this name in the IPFS daemon's files") from None

@@ -5,28 +5,21 @@ from __future__ import annotations
 import hashlib
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
 
 import pytest
 import trio
 
 from p2pregistry.content.metainfo import Metainfo
-from p2pregistry.digest import CID_RAW_PREFIX, Digest, cid_text
+from p2pregistry.digest import CID_RAW_PREFIX, cid_text
 from p2pregistry.ipfs.kubo import kubo_config, open_kubo
 from p2pregistry.ipfs.services import Endpoint, open_pinning, open_upload
-from p2pregistry.objects.memory import MemoryObjects
 from p2pregistry.serve.http import Response
 from p2pregistry.testing.kubo import MIB, StubKubo, refused, stub_kubo
 from p2pregistry.testing.objects import pattern
 from p2pregistry.testing.pinning import TOKEN, StubPinning, stub_pinning
-from tracker.blobs import Blobs
-from tracker.cars import Cars
-from tracker.catalog.check import BY, Signer, manifest
-from tracker.catalog.memory import MemoryCatalog
-from tracker.catalog.publishing import Progress
-from tracker.catalog.publishing_memory import MemoryPublishing
+from p2pregistry.testing.publishing import Here, one_image
+from tracker.catalog.check import BY
 from tracker.ipfs_services import KuboService, PinService, UploadService
-from tracker.publisher import Publisher, Service
 
 LAYER = pattern(2 * MIB + 77)
 
@@ -36,64 +29,17 @@ def no_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("tracker.publisher.POLL", 0.02)
 
 
-@dataclass
-class Here:
-    """A tracker's parts, with one image of one blob in acme/api."""
-
-    catalog: MemoryCatalog
-    objects: MemoryObjects
-    publishing: MemoryPublishing
-    digest: Digest
-    service: Service
-    name: str
-
-    def publisher(self, **other: object) -> Publisher:
-        cars = Cars(self.catalog, Blobs(self.catalog, self.objects), self.publishing)
-        return Publisher(self.publishing, cars.open, {self.name: self.service}, draw=lambda: 0.5, **other)  # type: ignore[arg-type]
-
-    async def settle(self, publisher: Publisher) -> None:
-        """Until nothing is due."""
-        while await publisher.once():
-            pass
-
-    async def again(self, publisher: Publisher) -> None:
-        """The same, with what waits made due."""
-        await self.publishing.retry(BY)
-        await self.settle(publisher)
-
-    async def states(self) -> dict[str, Progress]:
-        """By kind."""
-        image = await self.publishing.image("acme/api", self.digest)
-        assert image is not None
-        kinds = {item.cid: item.kind for item in image.items}
-        return {kinds[one.cid]: one for one in await self.publishing.states(list(kinds))}
-
-    async def said(self) -> dict[str, tuple[str, str | None]]:
-        return {kind: (one.state, one.error) for kind, one in (await self.states()).items()}
-
-
-async def here(service: Service, name: str) -> Here:
-    catalog, objects = MemoryCatalog(private=False), MemoryObjects()
-    blob = Metainfo.of_bytes(LAYER)
-    await objects.put("u/aa/layer", LAYER)
-    await catalog.add_blob("acme/api", blob, "u/aa/layer", BY)
-    pushed = manifest(b"{}", [blob])
-    await catalog.put_manifest("acme/api", pushed, ["v1"], Signer(), BY)
-    publishing = MemoryPublishing(catalog)
-    await publishing.publish("acme/*", BY)
-    return Here(catalog, objects, publishing, pushed.digest, service, name)
-
-
 @asynccontextmanager
 async def with_kubo(stub: StubKubo | None = None, *, stored: bool = False) -> AsyncIterator[tuple[Here, StubKubo]]:
     async with stub_kubo(stub) as (url, state), open_kubo(kubo_config(url)) as kubo:
-        yield await here(KuboService(kubo, stored=stored), "kubo"), state
+        yield await one_image(KuboService(kubo, stored=stored), "kubo", LAYER), state
 
 
 @asynccontextmanager
 async def with_pinning(stub: StubPinning | None = None) -> AsyncIterator[tuple[Here, StubPinning]]:
     async with stub_pinning(stub) as (url, state), open_pinning(Endpoint(url, TOKEN)) as pinning:
-        yield await here(PinService(pinning, origins=["/ip4/192.0.2.1/tcp/4001"], poll=0.0), "pinning"), state
+        service = PinService(pinning, origins=["/ip4/192.0.2.1/tcp/4001"], poll=0.0)
+        yield await one_image(service, "pinning", LAYER), state
 
 
 @asynccontextmanager
@@ -101,7 +47,7 @@ async def with_upload(stub: StubPinning | None = None) -> AsyncIterator[tuple[He
     async with stub_pinning(stub) as (url, state):
         to = f"{url}/upload/{{cid}}"
         async with open_upload(Endpoint(to, TOKEN), method="PUT", remove_url=to) as upload:
-            yield await here(UploadService(upload), "car-upload"), state
+            yield await one_image(UploadService(upload), "car-upload", LAYER), state
 
 
 async def test_an_image_in_a_daemon() -> None:
@@ -244,7 +190,7 @@ async def test_a_slow_import_that_is_not_wanted_any_more_is_cut(monkeypatch: pyt
 
 
 async def test_a_rate_that_is_kept(autojump_clock: trio.testing.MockClock) -> None:
-    acme = await here(_Swallow(), "kubo")
+    acme = await one_image(_Swallow(), "kubo", LAYER)
     began = trio.current_time()
     await acme.settle(acme.publisher(rate=MIB))
     assert trio.current_time() - began > 1.0
