@@ -1,8 +1,11 @@
 """``image cid`` and ``image export`` against a tracker and a node, each as a process."""
 
 import json
+import socket
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -11,7 +14,9 @@ from p2pregistry.content.car import CarReader
 from p2pregistry.content.metainfo import Metainfo
 from p2pregistry.content.unixfs import PIECE_SIZE
 from p2pregistry.digest import CID_RAW_PREFIX, cid_text
-from p2pregistry.testing.cluster import Cluster, separate
+from p2pregistry.ports import free_ports
+from p2pregistry.testing.clients import containers, need
+from p2pregistry.testing.cluster import Cluster, eventually, separate
 from p2pregistry.testing.images import Layout, make_image, make_index
 
 pytestmark = pytest.mark.e2e
@@ -90,6 +95,49 @@ def _private(swarm: Cluster, folder: Path) -> None:
     (folder / ".docker" / "config.json").write_text(json.dumps(kept))
     only = json.loads(command("cid", name, "--json", "--platform", "linux/arm64", home=folder).stdout)
     assert [part["kind"] for part in only["parts"]] == ["index", "manifest", "config", "layer"]
+
+
+@contextmanager
+def another_registry(folder: Path) -> Iterator[str]:
+    """Debian's docker-registry, which knows nothing of root CIDs."""
+    need("docker-registry")
+    (port,) = free_ports(1)
+    (folder / "data").mkdir(parents=True)
+    (folder / "config.yml").write_text(
+        f"version: 0.1\nstorage:\n  filesystem:\n    rootdirectory: {folder}/data\nhttp:\n  addr: 127.0.0.1:{port}\n"
+    )
+    with (folder / "log").open("wb") as log:
+        command = ["docker-registry", "serve", str(folder / "config.yml")]
+        process = subprocess.Popen(command, stdout=log, stderr=log)
+    try:
+        eventually("docker-registry listens", lambda: _listens(port), within=20)
+        yield f"127.0.0.1:{port}"
+    finally:
+        process.kill()
+        process.wait()
+
+
+def _listens(port: int) -> bool:
+    with socket.socket() as probe:
+        return probe.connect_ex(("127.0.0.1", port)) == 0
+
+
+def test_any_registry_will_do(tmp_path: Path) -> None:
+    layout = Layout(tmp_path / "layout")
+    image = make_image(layout, layers=1, layer_bytes=2 * PIECE_SIZE)
+    digests = [image.digest, *(part.digest for part in image.parts)]
+    roots = {digest: cid_text(Metainfo.of_bytes(layout.read(digest)).root) for digest in digests}
+    with containers("skopeo", tmp_path / "skopeo") as tools, another_registry(tmp_path / "other") as registry:
+        tools(
+            "skopeo", "copy", "-q", "--dest-tls-verify=false", f"oci:{layout.root}:latest", f"docker://{registry}/a/b:1"
+        )
+        said = json.loads(command("cid", f"{registry}/a/b:1", "--json", home=tmp_path).stdout)
+        assert {part["digest"]: part["cid"] for part in said["parts"]} == roots | {digests[2]: None}
+        said = json.loads(command("cid", f"{registry}/a/b:1", "--json", "--read", home=tmp_path).stdout)
+        assert {part["digest"]: part["cid"] for part in said["parts"]} == roots
+        assert said["parts"][2]["known"] == "read"
+        done = command("export", f"{registry}/a/b:1", "--car", str(tmp_path / "it.car"), "--json", home=tmp_path)
+        assert {part["digest"]: part["cid"] for part in json.loads(done.stdout)["parts"]} == roots
 
 
 def basic(swarm: Cluster) -> str:
