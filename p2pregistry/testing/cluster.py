@@ -18,7 +18,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
-from urllib.parse import urlsplit
+from urllib.parse import quote, urlsplit
 
 from prometheus_client.parser import text_string_to_metric_families
 
@@ -171,6 +171,18 @@ class Cluster:
             place = self._ask("POST", f"/v2/{name}/blobs/uploads/", 202).headers["location"]
             self._ask("PUT", f"{place}?digest={blob.digest}", 201, layout.read(blob.digest), OCTET_STREAM)
         self._ask("PUT", f"/v2/{name}/manifests/{tag}", 201, layout.read(image.digest), image.media_type)
+
+    def publish(self, name: str, tag: str) -> list[dict[str, Any]]:
+        """Let the tracker publish a repository to IPFS, and wait until an image of it is; blobs, manifest and claim."""
+        socket = Path(self.tracker.facts["data_dir"]) / "admin.sock"
+        admin.send(socket, "PUT", "/api/v1/ipfs/patterns", {"pattern": name})
+
+        def done() -> list[dict[str, Any]]:
+            answer = admin.get(socket, f"/api/v1/repositories/{quote(name, safe='')}/ipfs/{tag}")
+            states = {service["state"] for item in answer["items"] for service in item["services"]}
+            return list(answer["items"]) if states == {"published"} else []
+
+        return eventually("the image is published", done)
 
     def _ask(self, method: str, target: str, status: int, body: bytes | None = None, kind: str = "") -> Answer:
         pair = f"{self.username}:{self.password}".encode()
