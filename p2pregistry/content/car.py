@@ -67,21 +67,26 @@ class CarReader:
     def feed(self, data: bytes) -> Iterator[tuple[bytes, bytes]]:
         """The (CID, block) pairs that are now whole. Raises BadContent at the first wrong one."""
         self._buffer += data
-        while (body := self._next()) is not None:
+        while (found := self._next()) is not None:
+            begin, end = found
             if self._header:
                 self._header = False
+                del self._buffer[:end]
                 continue
-            if body[:2] == b"\x12\x20":  # version 0, as most of what others made has it
-                cid, block = CID_DAG_PB_PREFIX + body[2:34], body[34:]
-            else:
-                cid, block = body[:36], body[36:]
+            with memoryview(self._buffer) as view:  # each block is copied once
+                if bytes(view[begin : begin + 2]) == b"\x12\x20":  # version 0, as most of what others made has it
+                    cid, block = CID_DAG_PB_PREFIX + bytes(view[begin + 2 : begin + 34]), bytes(view[begin + 34 : end])
+                else:
+                    cid, block = bytes(view[begin : begin + 36]), bytes(view[begin + 36 : end])
+            del self._buffer[:end]
             if cid[:4] not in (CID_RAW_PREFIX, CID_DAG_PB_PREFIX):
                 raise OtherCid("a block of the CAR has a CID of a kind that is not taken here")
             if hashlib.sha256(block).digest() != cid[4:]:
                 raise BadContent("a block of the CAR does not match its CID")
             yield cid, block
 
-    def _next(self) -> bytes | None:
+    def _next(self) -> tuple[int, int] | None:
+        """Where the next section begins and ends, behind its length, if it is whole."""
         length = used = 0
         for byte in self._buffer:
             length |= (byte & 0x7F) << 7 * used
@@ -97,11 +102,7 @@ class CarReader:
         if length == 0:
             raise BadContent("a section of the CAR is empty")
         end = used + length
-        if len(self._buffer) < end:
-            return None
-        body = bytes(self._buffer[used:end])
-        del self._buffer[:end]
-        return body
+        return None if len(self._buffer) < end else (used, end)
 
     def close(self) -> None:
         """Call at the end of the input."""

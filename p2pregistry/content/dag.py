@@ -318,6 +318,12 @@ class Walk:
         at = self._line.index(want)
         self._line[at : at + 1] = self._open(want, block)
 
+    def taken(self, want: Want, size: int) -> None:
+        """A leaf of ``size`` bare bytes, of which who took it gives out what is in the range. Raises BadDag."""
+        if size != want.size:
+            raise BadDag("a block of a file is not as long as was stated")
+        self._line.remove(want)
+
     def ready(self) -> list[bytes]:
         """The bytes of the range that come next, as far as they are here; each is given out once."""
         count = 0

@@ -290,19 +290,22 @@ class IpfsSource:
             await self._common.pace(len(chunk))
         return chunk
 
-    async def block(self, cid: bytes, took: Callable[[bytes], None] | None = None) -> bytes:
-        """A block, hashed; ``took`` has its bytes as they come. Raises NotFound, RemoteError, BadContent."""
-        whole, data = hashlib.sha256(), bytearray()
+    async def block(self, cid: bytes) -> bytes:
+        """A block. Raises NotFound, RemoteError, BadContent."""
+        parts: list[bytes] = []
+        await self.stream(cid, parts.append)
+        return b"".join(parts)
+
+    async def stream(self, cid: bytes, took: Callable[[bytes], None]) -> None:
+        """A block as it comes; it is right only if this returns. Raises NotFound, RemoteError, BadContent."""
+        whole = hashlib.sha256()
         async with self._watched(self._blocks.block(cid)) as body:
             while chunk := await self.read(body):
                 whole.update(chunk)
-                data += chunk
-                if took is not None:
-                    took(chunk)
+                took(chunk)
             with self.judged():
                 if whole.digest() != cid[4:]:
                     raise BadContent(f"{self.name} sends another block than was asked for")
-        return bytes(data)
 
     def _well(self) -> None:
         if self.health.answered(trio.current_time()):

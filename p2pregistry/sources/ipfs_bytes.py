@@ -11,7 +11,7 @@ from typing import Final, Protocol
 
 import trio
 
-from p2pregistry.content.dag import BadDag, CarWalk, TooMuch, Walk
+from p2pregistry.content.dag import BadDag, CarWalk, TooMuch, Walk, Want
 from p2pregistry.content.metainfo import Metainfo
 from p2pregistry.content.unixfs import PIECE_SIZE
 from p2pregistry.digest import CID_RAW_PREFIX
@@ -29,7 +29,7 @@ class Giver(Protocol):
     name: str
 
     async def read(self, body: Body) -> bytes: ...
-    async def block(self, cid: bytes, took: Callable[[bytes], None]) -> bytes: ...
+    async def stream(self, cid: bytes, took: Callable[[bytes], None]) -> None: ...
     def judged(self) -> AbstractContextManager[None]: ...
     def without_cars(self, why: str) -> None: ...
 
@@ -48,7 +48,6 @@ class FromBlocks:
         self._source, self._nursery, self._walk = source, nursery, walk
         self._gets: dict[int, _Get] = {}
         self._out: deque[memoryview] = deque()
-        self._handed = 0  # bytes of the first block that went out before it was whole
         self._news = trio.Event()
 
     async def begin(self) -> None:
@@ -79,34 +78,47 @@ class FromBlocks:
         get = self._gets[id(first)]
         if get.failure is not None:
             raise get.failure
-        if get.block is not None:
+        if first.cid[:4] == CID_RAW_PREFIX:
+            if self._give_out(first, get):
+                return
+        elif get.done:
             del self._gets[id(first)]
-            self._walk.take(first, get.block)
-            for part in self._walk.ready():
-                view = memoryview(part)[self._handed :]
-                self._handed = 0
-                if len(view):
-                    self._out.append(view)
-            return
-        begin, end = self._walk.inside(first)
-        begin, end = begin + self._handed, min(end, first.size - 1, len(get.data))
-        if first.cid[:4] == CID_RAW_PREFIX and begin < end:
-            self._out.append(memoryview(bytes(get.data[begin:end])))
-            self._handed += end - begin
+            self._walk.take(first, b"".join(get.parts))
             return
         news = self._news
         await news.wait()
 
-    async def _get(self, get: _Get) -> None:
-        raw = get.cid[:4] == CID_RAW_PREFIX
+    def _give_out(self, want: Want, get: _Get) -> bool:
+        """What has come of a leaf, but for the last byte that is wanted of it until it is known to be right. False if
+        that is nothing."""
+        begin, end = self._walk.inside(want)
+        may = want.size if get.done else end - 1
+        moved = False
+        while get.parts and get.at < may:
+            part = memoryview(get.parts.popleft())
+            if len(part) > may - get.at:
+                get.parts.appendleft(part[may - get.at :])
+                part = part[: may - get.at]
+            inside = part[max(0, begin - get.at) : max(0, end - get.at)]
+            get.at += len(part)
+            moved = True
+            if len(inside):
+                self._out.append(inside)
+        if get.done and not moved:
+            del self._gets[id(want)]
+            self._walk.taken(want, get.size)
+            return True
+        return moved
 
+    async def _get(self, get: _Get) -> None:
         def took(chunk: bytes) -> None:
-            if raw:
-                get.data += chunk
-                self._tell()
+            get.parts.append(chunk)
+            get.size += len(chunk)
+            self._tell()
 
         try:
-            get.block = await self._source.block(get.cid, took)
+            await self._source.stream(get.cid, took)
+            get.done = True
         except (RemoteError, NotFound) as err:
             get.failure = err
         self._tell()
@@ -118,11 +130,14 @@ class FromBlocks:
 
 @dataclass(slots=True)
 class _Get:
-    """A block on its way."""
+    """A block on its way: what has come of it and was not given out yet, up to where it was, its bytes so far, and
+    whether that is all, and right."""
 
     cid: bytes
-    data: bytearray = field(default_factory=bytearray)
-    block: bytes | None = None
+    parts: deque[bytes | memoryview] = field(default_factory=deque)
+    at: int = 0
+    size: int = 0
+    done: bool = False
     failure: RegistryError | None = None
 
 

@@ -174,17 +174,19 @@ async def test_many_neighbours_come_in_a_car_of_that_range_and_single_pieces_as_
 
 
 async def test_bytes_go_out_before_the_block_is_whole_but_not_the_last_one() -> None:
-    async with gateway() as (source, stub):
-        stub.fault = "wrong block"
-        at, view = 0, memoryview(bytearray(MIB))
-        try:
-            async with source.fetch(INFO.digest, 0, MIB) as incoming:
-                while at < MIB:
-                    at += await incoming.read_into(view[at:])
-        except RemoteError:
-            assert 0 < at < MIB
-        else:
-            raise AssertionError("a block that is wrong has come out whole")
+    for offset, length in ((0, MIB), (100, MIB - 300), (0, 1), (MIB - 1, 1)):
+        async with gateway() as (source, stub):
+            stub.fault = "wrong block"
+            at, view = 0, memoryview(bytearray(length))
+            try:
+                async with source.fetch(INFO.digest, offset, length) as incoming:
+                    while at < length:
+                        at += await incoming.read_into(view[at:])
+            except RemoteError:
+                assert at < length
+                assert at or length == 1
+            else:
+                raise AssertionError("bytes of a block that is wrong have come out whole")
 
 
 async def test_the_connection_is_used_again() -> None:
