@@ -198,11 +198,14 @@ class KuboDraft:
             await self._place.put(self._place.object_directory(self._name), block, made, None if listed else late)
         self._close()
         if listed:
-            await self._forget(listed)
+            await self._forget([], whole=True)
 
-    async def _forget(self, parts: Sequence[Part]) -> None:
+    async def _forget(self, parts: Sequence[Part], *, whole: bool) -> None:
+        """``whole``: nobody has anything else there."""
         try:
             await self._drop(parts)
+            if whole:
+                await self._place.kubo.files_rm(self._place.upload(self._name))
         except (RemoteError, LocalError) as err:
             _log.warning("parts of an upload are left behind", error=err.message)
 
@@ -217,7 +220,9 @@ class KuboDraft:
             _log.warning("parts of an upload are left behind", error=err.message)
             return
         # what a later one has written is not ours
-        await self._forget([part for part in listed if part.generation <= self._generation])
+        ours = [part for part in listed if part.generation <= self._generation]
+        if listed:
+            await self._forget([] if ours == listed else ours, whole=ours == listed)
 
     async def aclose(self) -> None:
         """See Draft."""

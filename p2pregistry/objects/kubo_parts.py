@@ -26,7 +26,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from p2pregistry.content.unixfs import PIECE_SIZE, Child, build, links, varint
+from p2pregistry.content.unixfs import PIECE_SIZE, Child, build, links, piece_count, varint
 from p2pregistry.digest import CID_DAG_PB_PREFIX, CID_RAW_PREFIX
 from p2pregistry.errors import BadContent
 
@@ -135,6 +135,6 @@ def part_hashes(root: bytes, size: int, block: bytes) -> bytes:
     else:
         leaves = links(block)
     hashes = b"".join(leaf[4:] for leaf in leaves)
-    if len(hashes) // 32 != -(-size // PIECE_SIZE) or build(hashes, size).root != root:
+    if len(hashes) // 32 != piece_count(size) or build(hashes, size).root != root:
         raise BadContent("a part of an upload is not as it was written")
     return hashes

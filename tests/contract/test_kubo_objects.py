@@ -43,6 +43,11 @@ async def test_contract() -> None:
 
         await check_object_store(make)
         assert not stub.pins
+        left = stub.at("/p2pregistry/test/uploads")
+        assert isinstance(left, dict)
+        # of what the check has left unpublished, and nothing of what it published
+        assert set(left) == {"u"}
+        assert not [name for name in ("aa", "bb", "dd", "ee", "ff") if left["u"].get(name)]  # type: ignore[union-attr]
 
 
 async def test_an_object_has_the_root_that_is_signed() -> None:

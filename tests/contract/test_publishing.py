@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import psycopg
 import pytest
+import trio
 import trio.testing
 
 from tracker.catalog.garbage_memory import MemoryGarbage
@@ -67,3 +68,61 @@ async def test_nothing_is_noted_while_nothing_is_published(database: str) -> Non
             assert lines.fetchall() == [("ipfs.publish", "acme/*")]
     finally:
         db.close()
+
+
+async def test_a_change_that_is_still_being_committed_is_looked_at_afterwards(database: str) -> None:
+    db = Db(database)
+    try:
+        await migrate(db)
+        publishing = PostgresPublishing(db)
+
+        async def age(seconds: float) -> None:
+            raise AssertionError
+
+        world = World(PostgresCatalog(db), PostgresGarbage(db), publishing, age)
+        await world.image("acme/api", "v1")
+        await publishing.publish("acme/*", BY)
+        await world.look()
+        with psycopg.connect(database) as connection:
+            connection.execute("update repositories set private = true")
+            await world.look()
+            assert await world.all() == {"queued": 4}
+            connection.commit()
+        await world.look()
+        assert await world.all() == {"unpinning": 4}
+    finally:
+        db.close()
+
+
+async def test_several_trackers_share_the_work_and_do_nothing_twice(database: str) -> None:
+    databases = [Db(database) for _ in range(3)]
+    try:
+        await migrate(databases[0])
+        several = [PostgresPublishing(db) for db in databases]
+
+        async def age(seconds: float) -> None:
+            raise AssertionError
+
+        world = World(PostgresCatalog(databases[0]), PostgresGarbage(databases[0]), several[0], age)
+        await several[0].publish("**", BY)
+        for number in range(4):
+            await world.image(f"acme/r{number}", f"v{number}")
+        done: list[int] = []
+
+        async def work(publishing: PostgresPublishing) -> None:
+            while await publishing.reconcile(1, ["kubo"], encrypted=False):
+                pass
+            while jobs := await publishing.claim(["kubo"], 2, 60.0):
+                for job in jobs:
+                    done.append(job.id)
+                    await publishing.published(job)
+
+        async with trio.open_nursery() as nursery:
+            for publishing in several:
+                nursery.start_soon(work, publishing)
+        await work(several[0])
+        assert len(done) == len(set(done)) == 16
+        assert await world.all() == {"published": 16}
+    finally:
+        for db in databases:
+            db.close()

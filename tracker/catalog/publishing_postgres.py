@@ -10,6 +10,7 @@ from p2pregistry.globs import matches_any
 from tracker.catalog.keys import digest_key, key_digest
 from tracker.catalog.publishing import Figure, Job, Pattern, Progress
 from tracker.catalog.trail import By, record
+from tracker.catalog.visible_postgres import expression
 from tracker.db import Connection, Db
 from tracker.publishing import Image, Item, block, looked_into, wanted
 
@@ -21,8 +22,8 @@ delete from ipfs_changed where id in (select id from ipfs_changed order by id li
 returning repository_id
 """
 _MARK_ALL: Final = """
-insert into ipfs_changed (repository_id) select id from repositories
-where exists (select from ipfs_patterns) union select repository_id from ipfs_wanted
+insert into ipfs_changed (repository_id)
+select id from repositories where name ~ any(%s::text[]) union select repository_id from ipfs_wanted
 """
 _IMAGES: Final = """
 select rm.manifest_id, m.digest, rm.media_type, sha256(m.body), octet_length(m.body), sha256(rm.claim::bytea),
@@ -49,7 +50,8 @@ _NO_LONGER: Final = "delete from ipfs_wanted where repository_id = %s and cid = 
 _QUEUE: Final = """
 insert into ipfs_jobs (cid, service, kind, digest, size)
 select w.cid, s, w.kind, w.digest, w.size from ipfs_wanted w cross join unnest(%s::text[]) s
-where w.repository_id = %s
+left join ipfs_jobs j on j.cid = w.cid and j.service = s
+where w.repository_id = %s and (j.id is null or j.state in ('unpinning', 'removed'))
 on conflict (cid, service) do update
 set state = 'queued', attempts = 0, next_at = now(), last_error = null, sent = 0, updated_at = now()
 where ipfs_jobs.state in ('unpinning', 'removed')
@@ -150,7 +152,7 @@ class PostgresPublishing:
         return await self._db.tx(_unpublish, pattern, by)
 
     async def mark_all(self) -> None:
-        await self._db.tx(_run, _MARK_ALL, (), retry=True)
+        await self._db.tx(_mark_all, retry=True)
 
     async def reconcile(self, limit: int, services: Sequence[str], *, encrypted: bool) -> int:
         return await self._db.tx(_reconcile, limit, list(services), encrypted, retry=True)
@@ -222,6 +224,10 @@ def _globs(connection: Connection) -> list[str]:
     return [pattern for (pattern,) in connection.execute("select pattern from ipfs_patterns").fetchall()]
 
 
+def _mark_all(connection: Connection) -> None:
+    connection.execute(_MARK_ALL, ([expression(pattern) for pattern in _globs(connection)],))
+
+
 def _chosen(connection: Connection, repository: str) -> bool:
     return matches_any(_globs(connection), repository)
 
@@ -230,7 +236,7 @@ def _publish(connection: Connection, pattern: str, by: By) -> bool:
     statement = "insert into ipfs_patterns (pattern, actor) values (%s, %s) on conflict do nothing"
     if connection.execute(statement, (pattern, by.actor)).rowcount == 0:
         return False
-    connection.execute(_MARK_ALL)
+    _mark_all(connection)
     record(connection, by, "ipfs.publish", detail={"pattern": pattern})
     return True
 
@@ -238,7 +244,7 @@ def _publish(connection: Connection, pattern: str, by: By) -> bool:
 def _unpublish(connection: Connection, pattern: str, by: By) -> bool:
     if connection.execute("delete from ipfs_patterns where pattern = %s", (pattern,)).rowcount == 0:
         return False
-    connection.execute(_MARK_ALL)
+    _mark_all(connection)
     record(connection, by, "ipfs.unpublish", detail={"pattern": pattern})
     return True
 
