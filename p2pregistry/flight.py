@@ -372,9 +372,8 @@ class Flight:
 
     async def _look_up(self) -> None:
         self._looking = True
-        need = self._plan is not None and self._plan.in_need(trio.current_time())
         try:
-            await self._service.finder.look_up(self.ref.digest, need=need)
+            await self._service.finder.look_up(self.ref.digest, need=self._in_need)
         except RemoteError as err:
             # nothing was found this way; the plan decides whether to look again
             self._service.note(err)
@@ -385,6 +384,9 @@ class Flight:
             self._search.news()
         if self._plan is not None:
             self._obey(self._plan.looked_up(trio.current_time()))
+
+    def _in_need(self) -> bool:
+        return self._plan is not None and self._plan.in_need(trio.current_time())
 
     def have(self, source: Source, pieces: bytes | None, near: bool) -> None:
         """See Follower."""

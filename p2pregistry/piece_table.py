@@ -16,6 +16,8 @@ from p2pregistry.surroundings import Finder, Tables
 #: Seconds before peers are asked for a table that the tracker has not given yet.
 HEDGE = 0.3
 TIMEOUT = 10.0
+#: Seconds after which sources of last resort are asked too.
+LATE = 5.0
 #: Tables asked for at once ahead of any flight.
 AT_ONCE = 4
 #: Sources asked for one table.
@@ -40,6 +42,9 @@ class TableSearch:
         self._news = trio.Event()
         self._found: list[Metainfo] = []
         self._tried: set[str] = set()
+        self._asked = 0  # questions that are under way
+        self._in_need = trio.Event()
+        self._sought = False
 
     def news(self) -> None:
         self._news.set()
@@ -50,40 +55,42 @@ class TableSearch:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._ask_all, nursery.cancel_scope)
         if not self._found:
-            await self._ask_last()
-        if not self._found:
             raise Unreachable("no source gave the blob's piece table")
         return self._found[0]
 
     async def _ask_all(self, scope: trio.CancelScope) -> None:
         tracker, tried = self._finder.tracker, self._tried
         async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._look_for_more)
             if tracker is not None:
                 tried.add(tracker.name)
                 done = trio.Event()
+                self._asked += 1
                 nursery.start_soon(self._ask, tracker, scope, done)
                 with trio.move_on_after(HEDGE):
                     await done.wait()
             while True:
                 for source in list(self._sources.values()):
-                    if source.name not in tried and len(tried) < MOST_ASKED:
+                    if source.name not in tried and (len(tried) < MOST_ASKED or source.kind == "ipfs"):
                         tried.add(source.name)
+                        self._asked += 1
                         nursery.start_soon(self._ask, source, scope, trio.Event())
-                if self._searched():
-                    return
+                if self._searched() and self._asked == 0:
+                    self._in_need.set()
+                    if self._sought:
+                        return
                 await self._news.wait()
 
-    async def _ask_last(self) -> None:
-        """Sources of last resort, where there are any."""
+    async def _look_for_more(self) -> None:
+        """Sources of last resort, where there are any, once the others have not given it for long, or will not."""
+        with trio.move_on_after(LATE):
+            await self._in_need.wait()
         try:
-            await self._finder.look_up(self._ref.digest, need=True)
+            await self._finder.look_up(self._ref.digest, need=lambda: True)
         except RemoteError as err:
             self._note(err)
-        async with trio.open_nursery() as nursery:
-            for source in list(self._sources.values()):
-                if source.name not in self._tried:
-                    self._tried.add(source.name)
-                    nursery.start_soon(self._ask, source, nursery.cancel_scope, trio.Event())
+        self._sought = True
+        self.news()
 
     async def _ask(self, source: Source, scope: trio.CancelScope, done: trio.Event) -> None:
         try:
@@ -98,7 +105,9 @@ class TableSearch:
         except (RemoteError, NotFound) as err:
             self._note(err)  # others may have it
         finally:
+            self._asked -= 1
             done.set()
+            self.news()
 
 
 class TablesAhead:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractAsyncContextManager, AbstractContextManager
 from typing import Protocol
 
@@ -10,6 +10,13 @@ from p2pregistry.content.metainfo import BlobRef, Metainfo
 from p2pregistry.content.unixfs import PIECE_SIZE
 from p2pregistry.digest import Digest
 from p2pregistry.sources.base import Incoming, Source
+
+Need = Callable[[], bool]
+
+
+def not_in_need() -> bool:
+    """Those who are known deliver, as far as is known."""
+    return False
 
 
 class Tracker(Source, Protocol):
@@ -60,9 +67,9 @@ class Finder(Protocol):
     async def announced(self, digest: Digest) -> None:
         """Wait until the tracker has said who else wants or holds the blob, or is known not to answer."""
 
-    async def look_up(self, digest: Digest, *, need: bool = False) -> None:
+    async def look_up(self, digest: Digest, *, need: Need = not_in_need) -> None:
         """Search for holders; followers are told of them as they are found; return when the search has ended.
-        ``need``: those who are known do not deliver, so that it is time for sources of last resort."""
+        ``need``: whether by now it is time for sources of last resort, because those who are known do not deliver."""
 
     def ban(self, source: str, why: str) -> None:
         """It sent bytes that do not verify."""

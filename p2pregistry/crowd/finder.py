@@ -32,7 +32,7 @@ from p2pregistry.routing.base import Peer, Router
 from p2pregistry.sources.peer import PeerSource
 from p2pregistry.sources.speaker import Speaker
 from p2pregistry.sources.tracker import TrackerSource
-from p2pregistry.surroundings import Follower
+from p2pregistry.surroundings import Follower, Need, not_in_need
 
 #: Digests named in one have-stream, at most.
 MOST_TOPICS = 100
@@ -127,7 +127,7 @@ class CrowdFinder:
             if topic is not None and topic.shared and not topic.here and topic.crowd is None:
                 await self._announcer.answered(asked)
 
-    async def look_up(self, digest: Digest, *, need: bool = False) -> None:  # noqa: ARG002 - there is nobody else
+    async def look_up(self, digest: Digest, *, need: Need = not_in_need) -> None:  # noqa: ARG002 - there is nobody else
         """See Finder. Where the tracker has just named others there is nothing to search for: in a crowd that starts at
         once the look-ups of all of them would cost more than the pull."""
         await self.announced(digest)

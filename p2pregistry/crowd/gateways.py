@@ -23,7 +23,7 @@ from p2pregistry.oci.manifest import parse_manifest
 from p2pregistry.sources.base import Source
 from p2pregistry.sources.ipfs import Common, IpfsSource, Known
 from p2pregistry.store.records import StoredManifest
-from p2pregistry.surroundings import Finder, Follower, Tracker
+from p2pregistry.surroundings import Finder, Follower, Need, Tracker, not_in_need
 
 #: Seconds between two looks at which gateways should be probed.
 TIDY: Final = 1.0
@@ -207,7 +207,7 @@ class WithGateways:
         """See Finder."""
         await self._inner.announced(digest)
 
-    async def look_up(self, digest: Digest, *, need: bool = False) -> None:
+    async def look_up(self, digest: Digest, *, need: Need = not_in_need) -> None:
         """See Finder."""
         failures: list[RemoteError] = []
         done = trio.Event()
@@ -223,16 +223,20 @@ class WithGateways:
 
         async with trio.open_nursery() as nursery:
             nursery.start_soon(inner)
-            with trio.move_on_after(PEERS_FIRST):
-                await done.wait()
-            if not self._last or self._in_need(digest, before if need else set(), need=need):
-                self._tell(digest)
+            while True:  # a tracker that hangs, or peers that do, must not keep from gateways those in need of them
+                with trio.move_on_after(PEERS_FIRST):
+                    await done.wait()
+                if not self._last or self._in_need(digest, before, need=need()):
+                    self._tell(digest)
+                if done.is_set():
+                    break
         if failures:
             raise failures[0]
 
     def _in_need(self, digest: Digest, before: set[str], *, need: bool) -> bool:
         """``before``: peers that were known to have it and do not deliver, as a flight in need has found."""
-        return not self._holders(digest) - before and (need or self._inner.tracker is None)
+        holders = self._holders(digest)
+        return not holders - before if need else not holders and self._inner.tracker is None
 
     def _holders(self, digest: Digest) -> set[str]:
         return {name for watched in self._watched.get(digest, ()) for name in watched.holders}

@@ -54,7 +54,7 @@ class World:
     async def announced(self, digest: Digest) -> None:
         await trio.lowlevel.checkpoint()
 
-    async def look_up(self, digest: Digest, *, need: bool = False) -> None:
+    async def look_up(self, digest: Digest, *, need: object = None) -> None:
         await trio.lowlevel.checkpoint()
 
     def ban(self, source: str, why: str) -> None:

@@ -13,17 +13,19 @@ from typing import Any
 import lmdb
 import pytest
 import trio
+from trio.testing import MockClock
 
 from node.settings import Ipfs
 from p2pregistry.content.dag import Hint
 from p2pregistry.content.metainfo import Metainfo
 from p2pregistry.content.unixfs import PIECE_SIZE
-from p2pregistry.crowd.gateways import Hints
+from p2pregistry.crowd.gateways import Gateways, Hints
 from p2pregistry.digest import Digest, cid_text
-from p2pregistry.errors import RequestError
+from p2pregistry.errors import RequestError, Unreachable
 from p2pregistry.oci.media import OCI_MANIFEST
 from p2pregistry.routing.memory import MemoryNetwork
 from p2pregistry.serve.http import Request
+from p2pregistry.sources.ipfs import IpfsSource
 from p2pregistry.store.records import StoredManifest, digest_key
 from p2pregistry.testing.dags import make_dag
 from p2pregistry.testing.handlers import Answer, call
@@ -149,6 +151,24 @@ async def test_as_a_last_resort_it_is_asked_when_the_tracker_hangs(tmp_path: Pat
         await blob(node, LAYER)
         assert node.fetched == {"ipfs": len(LAYER)}
         never.set()
+
+
+async def test_as_a_last_resort_it_is_asked_when_the_tracker_takes_questions_and_answers_none(tmp_path: Path) -> None:
+    never = trio.Event()
+    async with nodes(tmp_path, "fallback") as (tracker, node, _):
+        tracker.gate = lambda _request: never
+        await blob(node, LAYER)
+        await blob(node, SMALL)
+        assert node.fetched == {"ipfs": len(LAYER) + len(SMALL)}
+        never.set()
+
+
+async def test_with_nobody_but_a_liar_a_pull_is_refused(tmp_path: Path) -> None:
+    async with nodes(tmp_path, fault="wrong block") as (tracker, node, _):
+        tracker.dead = True
+        for data in (LAYER, SMALL):
+            assert (await get(node, f"/v2/{REPO}/blobs/{Digest.of(data)}")).status == 503
+        assert state(node) == "banned"
 
 
 async def test_as_a_last_resort_it_is_not_asked_where_a_peer_has_the_blob(tmp_path: Path) -> None:
@@ -288,6 +308,51 @@ async def test_a_manifest_of_a_private_repository_or_without_a_claim_does_not(tm
         await forget_manifest(node, Digest.of(body))
         assert (await get(node, f"/v2/{REPO}/manifests/{Digest.of(body)}")).status in (404, 503)
         assert len(stub.asked) == count
+
+
+# ------------------------------------------------------------------------------------------------------- coming back
+
+
+class Scripted:
+    """A gateway that is there or not."""
+
+    name, ranges = "http://scripted", False
+
+    def __init__(self) -> None:
+        self.there, self.probes, self.closed = False, 0, False
+
+    def block(self, cid: bytes) -> Any:
+        raise AssertionError("nothing is wanted of it")
+
+    def car(self, cid: bytes, start: int, end: int, most: int) -> Any:
+        raise AssertionError("nothing is wanted of it")
+
+    async def probe(self) -> None:
+        await trio.lowlevel.checkpoint()
+        self.probes += 1
+        if not self.there:
+            raise Unreachable("not there")
+
+    async def aclose(self) -> None:
+        await trio.lowlevel.checkpoint()
+        self.closed = True
+
+
+async def test_one_that_was_left_out_is_probed_less_and_less_often_until_it_answers(autojump_clock: MockClock) -> None:
+    place = Scripted()
+    gateways = Gateways(lambda common: [IpfsSource(place, common)], info=lambda _digest: None)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(gateways.run)
+        await trio.sleep(60)  # after 15 and 30 more
+        assert (place.probes, gateways.left_out) == (3, 1)
+        assert gateways.status()[0]["why"] == "not there"
+        place.there = True
+        await trio.sleep(60)
+        assert (place.probes, gateways.left_out) == (4, 0)
+        await trio.sleep(1000)
+        assert place.probes == 4, "one that is well is left in peace"
+        nursery.cancel_scope.cancel()
+    assert place.closed
 
 
 # --------------------------------------------------------------------------------------------------------------- hints

@@ -16,12 +16,15 @@ from p2pregistry.content.metainfo import Metainfo
 from p2pregistry.digest import CID_DAG_PB_PREFIX, CID_RAW_PREFIX, cid_text
 from p2pregistry.errors import NotFound, NotYet, RegistryError, RemoteBusy, RemoteError, SettingsError, Unreachable
 from p2pregistry.ipfs.gateway_client import GatewayClient
+from p2pregistry.ipfs.kubo import kubo_config
+from p2pregistry.ipfs.kubo_blocks import KuboBlocks
 from p2pregistry.serve.http import Request, Response
 from p2pregistry.serve.tls import server_context
 from p2pregistry.sources.ipfs import Common, IpfsSource, Known, Mode
 from p2pregistry.testing.dags import MadeDag, dag_pb, make_dag, unixfs_data
 from p2pregistry.testing.http import running
 from p2pregistry.testing.ipfs_gateway import StubGateway, stub_gateway
+from p2pregistry.testing.kubo import StubKubo, refused, stub_kubo
 from p2pregistry.testing.seaweed import write_certificate
 from p2pregistry.testing.sources import read
 
@@ -344,6 +347,64 @@ async def test_over_tls_with_certificates_of_ones_own(tmp_path: Path) -> None:
         assert len(stub.asked) > 0
         for source in (good, bad):
             await source.aclose()
+
+
+@asynccontextmanager
+async def kubo(stub: StubKubo, *, mode: Mode = "auto") -> AsyncIterator[IpfsSource]:
+    async with stub_kubo(stub) as (url, _):
+        places = KuboBlocks(kubo_config(url), timeout=1.0)
+        source = IpfsSource(places, Common({INFO.digest: Known(INFO.ref, INFO)}.get), mode=mode)
+        try:
+            with trio.fail_after(20):
+                yield source
+        finally:
+            await source.aclose()
+
+
+async def test_a_kubo_that_lies_or_fails() -> None:
+    stub = StubKubo()
+    stub.add(DATA)
+    stub.drop_after = 2 * MIB
+    async with kubo(stub, mode="car") as source:
+        assert "cut short" in (await failure(source, "car")).message
+        assert source.health.state == "ok"
+        assert await read(source, INFO.digest, MIB, MIB) == DATA[MIB : 2 * MIB], "a part is taken block by block"
+    stub.blocks[CID_RAW_PREFIX + INFO.hash(1)] = bytes(MIB)
+    async with kubo(stub) as source:
+        await failure(source, "raw")
+        assert source.health.state == "banned"
+    stub.scripted["block/get"] = [refused("write /data: no space left on device"), refused("something else")]
+    async with kubo(stub) as source:
+        for _ in range(2):
+            assert isinstance(await failure(source, "raw"), RemoteError)
+        assert source.health.state == "ok"
+
+
+async def test_what_a_kubo_does_not_find_in_its_network_it_has_not_got() -> None:
+    async with kubo(StubKubo()) as source:
+        for _ in range(3):
+            with pytest.raises(NotFound):
+                await read(source, INFO.digest, MIB, MIB)
+        assert source.health.state == "ok"
+
+
+async def test_bytes_from_gateways_are_held_to_a_rate() -> None:
+    taken: list[int] = []
+
+    async def pace(count: int) -> None:
+        await trio.lowlevel.checkpoint()
+        taken.append(count)
+
+    stub = StubGateway()
+    stub.add(DATA)
+    async with stub_gateway(stub) as (url, _):
+        source = IpfsSource(GatewayClient(url), Common({INFO.digest: Known(INFO.ref, INFO)}.get, pace=pace))
+        await read(source, INFO.digest, 0, MIB)
+        assert sum(taken) == MIB
+        await source.table(INFO.ref)
+        await all_of(source)
+        assert sum(taken) > 2 * MIB
+        await source.aclose()
 
 
 async def test_who_has_not_got_the_empty_block_is_a_gateway_all_the_same() -> None:

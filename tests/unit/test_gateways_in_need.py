@@ -37,7 +37,7 @@ class Crowd:
     async def announced(self, digest: Digest) -> None:
         """There is nobody to ask."""
 
-    async def look_up(self, digest: Digest, *, need: bool = False) -> None:
+    async def look_up(self, digest: Digest, *, need: object = None) -> None:
         assert self.follower is not None
         for peer in self.peers:
             self.follower.have(peer, None, near=False)
@@ -76,7 +76,7 @@ async def told(crowd: Crowd, *needs: bool, last: bool = True) -> list[list[str]]
     with finder.follow(REF, flight):
         for need in needs:
             before = len(flight.names)
-            await finder.look_up(REF.digest, need=need)
+            await finder.look_up(REF.digest, need=lambda need=need: need)  # type: ignore[misc]
             found.append(flight.names[before:])
     for source in gateways.all:
         await source.aclose()
