@@ -5,6 +5,7 @@
     |   `-- NotFound            what was asked for is not here: 404
     |-- RemoteError             another machine's: try elsewhere; a client is told 503
     |   |-- Unreachable         no answer: refused, reset, silent, cut short
+    |   |   `-- NoConnection    there is nobody at the address
     |   |-- RemoteBusy          it answered 429: come back later
     |   |-- NotYet              it answered 416: it fetches the blob itself and has not got these pieces
     |   `-- BadContent          it answered with bytes or claims that do not verify
@@ -90,6 +91,10 @@ class RemoteError(RegistryError):
 
 class Unreachable(RemoteError):
     """It could not be reached, went away, or fell silent."""
+
+
+class NoConnection(Unreachable):
+    """There was nobody at the address: whatever else is asked there will not be answered either."""
 
 
 class RemoteBusy(RemoteError):

@@ -28,7 +28,7 @@ class Ipfs(Section, frozen=True):
             " not, and anybody can read them then."
         ),
     ] = False
-    concurrency: Annotated[Positive, Setting("Blobs that are published at once by each tracker.")] = 4
+    concurrency: Annotated[Positive, Setting("Blobs that each tracker publishes at once at each service.")] = 4
     rate: Annotated[
         Positive | None,
         Setting(

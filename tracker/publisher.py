@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import secrets
+from collections import Counter
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
 from contextlib import aclosing, suppress
 from dataclasses import dataclass
@@ -10,7 +11,7 @@ from typing import Final, Protocol
 
 import trio
 
-from p2pregistry.errors import LocalError, RegistryError, RemoteBusy, RequestError
+from p2pregistry.errors import LocalError, NoConnection, RegistryError, RemoteBusy, RequestError
 from p2pregistry.observe import ipfs_figures, logger
 from p2pregistry.rate import Limiter
 from tracker.cars import Car
@@ -28,6 +29,10 @@ _CHANGES: Final = 100
 #: Seconds that nobody else takes a job, and between two times that this is said again.
 LEASE: Final = 20.0
 _RENEW: Final = 5.0
+
+#: Seconds for which a service that is not there is left alone, at first and at most.
+_REST: Final = 5.0
+_REST_MOST: Final = 300.0
 
 _log = logger(__name__)
 
@@ -108,7 +113,8 @@ class Publisher:
         self._encrypted, self._concurrency, self._attempts = encrypted, concurrency, attempts
         self._limiter = None if rate is None else Limiter(rate)
         self._draw = draw
-        self._busy = 0
+        self._busy: Counter[str] = Counter()
+        self._rests: dict[str, Rest] = {name: Rest() for name in services}
         self._ended = trio.Event()
 
     async def run(self) -> None:
@@ -159,6 +165,10 @@ class Publisher:
                     with trio.move_on_after(POLL):
                         await self._ended.wait()
 
+    def resting(self) -> bool:
+        """Whether some service is left alone now."""
+        return any(rest.until > trio.current_time() for rest in self._rests.values())
+
     async def once(self) -> int:
         """Look at what has changed, and do some of what is due to its end; how many jobs. Raises LocalError."""
         await self._look()
@@ -166,12 +176,17 @@ class Publisher:
             return await self._begin(nursery)
 
     async def _begin(self, nursery: trio.Nursery) -> int:
-        room = self._concurrency - self._busy
-        jobs = await self._publishing.claim(tuple(self._services), room, LEASE) if room > 0 else []
-        self._busy += len(jobs)
-        for job in jobs:
-            nursery.start_soon(self._one, job)
-        return len(jobs)
+        begun = 0
+        for name in self._services:
+            room = self._concurrency - self._busy[name]
+            if room <= 0 or self._rests[name].until > trio.current_time():
+                continue
+            jobs = await self._publishing.claim(tuple(self._services), room, LEASE, only=name)
+            self._busy[name] += len(jobs)
+            begun += len(jobs)
+            for job in jobs:
+                nursery.start_soon(self._one, job)
+        return begun
 
     async def _one(self, job: Job) -> None:
         try:
@@ -180,7 +195,7 @@ class Publisher:
             # it is another's when the lease has run out
             _log.warning("what became of a job could not be recorded", job=job.id, error=err.message)
         finally:
-            self._busy -= 1
+            self._busy[job.service] -= 1
             self._ended.set()
 
     async def _hold(self, job: Job) -> None:
@@ -224,6 +239,7 @@ class Publisher:
             done = await service.publish(job, lambda: doing.open(self._cars, job.item))
         except RegistryError as err:
             return self._failed(job, err)
+        self._rests[job.service] = Rest()
         if isinstance(done, Later):
             return lambda: publishing.later(job, done.remote, done.after)
         return lambda: self._published(job, doing.sent, done)
@@ -233,14 +249,39 @@ class Publisher:
         await self._publishing.published(job, note)
 
     def _failed(self, job: Job, err: RegistryError) -> _Do:
+        rest = self._rests[job.service] = rest_after(self._rests[job.service], err, trio.current_time())
         again: float | None = None
-        if not isinstance(err, Mismatch):
+        away = isinstance(err, NoConnection)
+        if away:  # no fault of the job
+            again = max(0.0, rest.until - trio.current_time())
+        elif not isinstance(err, Mismatch):
             asked = err.retry_after if isinstance(err, RemoteBusy) else 0.0
             again = pause(job.attempts, self._draw(), most=self._attempts, asked=asked)
         if again is None:
             ipfs_figures().failures.labels(job.service).inc()
             _log.warning("something is not published to IPFS", job=job.id, service=job.service, error=err.message)
-        return lambda: self._publishing.failed(job, err.message, again)
+        return lambda: self._publishing.failed(job, err.message, again, counts=not away)
+
+
+@dataclass(frozen=True, slots=True)
+class Rest:
+    """How long a service is left alone: until this time of trio's clock; ``length``: seconds, of the last rest."""
+
+    until: float = 0.0
+    length: float = 0.0
+
+
+def rest_after(before: Rest, err: RegistryError, now: float) -> Rest:
+    """A service that is not there is left alone for longer and longer, up to five minutes; one that has too much to do,
+    for as long as it says."""
+    if isinstance(err, NoConnection):
+        if before.until > now:  # of several that were under way
+            return before
+        length = min(_REST_MOST, max(_REST, 2 * before.length))
+        return Rest(now + length, length)
+    if isinstance(err, RemoteBusy):
+        return Rest(max(before.until, now + err.retry_after), before.length)
+    return before
 
 
 class _Doing:

@@ -10,7 +10,7 @@ from pathlib import Path
 import httpx
 import trio
 
-from p2pregistry.errors import BadContent, LocalError, Unreachable
+from p2pregistry.errors import BadContent, LocalError, NoConnection, Unreachable
 
 
 def make_client(*, connections: int, ca_file: Path | None = None) -> httpx.AsyncClient:
@@ -89,7 +89,8 @@ def broken(err: httpx.HTTPError, whose: str) -> Unreachable:
     """What a failure of a connection to ``whose`` means."""
     if isinstance(err, httpx.PoolTimeout):
         return Unreachable(f"all connections to {whose} are in use")
-    return Unreachable(f"{whose} cannot be reached ({type(err).__name__})")
+    kind = NoConnection if isinstance(err, httpx.ConnectError | httpx.ConnectTimeout) else Unreachable
+    return kind(f"{whose} cannot be reached ({type(err).__name__})")
 
 
 async def whole(response: httpx.Response, most: int, whose: str) -> bytes:

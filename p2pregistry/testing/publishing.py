@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import trio
+
 from p2pregistry.content.metainfo import Metainfo
 from p2pregistry.digest import Digest
 from p2pregistry.objects.memory import MemoryObjects
@@ -33,8 +35,11 @@ class Here:
 
     async def settle(self, publisher: Publisher) -> None:
         """Until nothing is due."""
-        while await publisher.once():
-            pass
+        while True:
+            done = await publisher.once()
+            if not done and not publisher.resting():
+                return
+            await trio.sleep(0.0 if done else 0.01)
 
     async def again(self, publisher: Publisher) -> None:
         """The same, with what waits made due."""

@@ -315,3 +315,19 @@ async def test_an_upload_that_becomes_something_else() -> None:
         assert any("413" in (error or "") for _, error in (await acme.said()).values())
         await acme.again(publisher)
         assert {state for state, _ in (await acme.said()).values()} == {"published"}
+
+
+async def test_a_service_that_is_away_costs_no_tries(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tracker.publisher._REST", 0.02)
+    async with stub_kubo() as (url, _):
+        pass
+    async with open_kubo(kubo_config(url)) as kubo:
+        acme = await one_image(KuboService(kubo), "kubo", LAYER)
+        publisher = acme.publisher(attempts=1)
+        for _ in range(4):
+            await publisher.once()
+            while publisher.resting():
+                await trio.sleep(0.01)
+        states = (await acme.states()).values()
+        assert {(one.state, one.attempts) for one in states} == {("queued", 0)}
+        assert all("cannot be reached" in (one.error or "") for one in states)

@@ -10,7 +10,9 @@ from hypothesis import strategies as st
 
 from p2pregistry.content.metainfo import Metainfo
 from p2pregistry.digest import Digest
+from p2pregistry.errors import NoConnection, RemoteBusy, Unreachable
 from p2pregistry.oci.media import OCI_INDEX, OCI_MANIFEST
+from tracker.publisher import Rest, rest_after
 from tracker.publishing import LONGEST_PAUSE, Image, Item, image_of, looked_into, pause, too_large, wanted
 
 LAYER = "application/vnd.oci.image.layer.v1.tar+gzip"
@@ -99,3 +101,16 @@ def test_what_fits_into_a_block(kind: str, size: int, fits: bool) -> None:
 
 def test_a_manifest_that_does_not_fit_into_a_block() -> None:
     assert "1048577" in (too_large(Item(PLAIN.manifest.cid, "manifest", PLAIN.digest, (1 << 20) + 1)) or "")
+
+
+def test_a_service_that_is_away_is_left_alone_for_longer_and_longer() -> None:
+    rest, now, lengths = Rest(), 100.0, []
+    for _ in range(9):
+        rest = rest_after(rest, NoConnection("nobody"), now)
+        lengths.append(rest.until - now)
+        assert rest_after(rest, NoConnection("another of those under way"), now + 1) == rest
+        now = rest.until
+    assert lengths == [5.0, 10.0, 20.0, 40.0, 80.0, 160.0, 300.0, 300.0, 300.0]
+    assert rest_after(Rest(), RemoteBusy("too much", 7.0), 1.0).until == 8.0
+    assert rest_after(Rest(9.0, 5.0), RemoteBusy("too much", 7.0), 1.0) == Rest(9.0, 5.0)
+    assert rest_after(rest, Unreachable("cut short"), now) == rest

@@ -84,8 +84,9 @@ class Publishing(Protocol):
     async def reconcile(self, limit: int, services: Sequence[str], *, encrypted: bool) -> int:
         """Look at ``limit`` changes at most; how many there were."""
 
-    async def claim(self, services: Sequence[str], limit: int, lasts: float) -> list[Job]:
-        """Jobs that are due, for ``lasts`` seconds. Of one root the service ``pinning`` comes after ``kubo``."""
+    async def claim(self, services: Sequence[str], limit: int, lasts: float, *, only: str | None = None) -> list[Job]:
+        """Jobs that are due, for ``lasts`` seconds, ``only`` of one service or of all. Of one root the service
+        ``pinning`` comes after ``kubo``, if ``services`` have both."""
 
     async def progress(self, job: Job, sent: int, lasts: float) -> bool:
         """Go on with it. False: it is not to be done any more, or is another's."""
@@ -96,8 +97,9 @@ class Publishing(Protocol):
     async def later(self, job: Job, remote: str, after: float) -> None:
         """The service works on it: look again in so many seconds."""
 
-    async def failed(self, job: Job, error: str, again: float | None) -> None:
-        """It is not; ``again`` in so many seconds, None: never by itself."""
+    async def failed(self, job: Job, error: str, again: float | None, *, counts: bool = True) -> None:
+        """It is not; ``again`` in so many seconds, None: never by itself. Not ``counts``: it was not the job's fault,
+        and this was no try."""
 
     async def removed(self, job: Job) -> None:
         """It is unpinned."""

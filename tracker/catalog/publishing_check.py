@@ -283,6 +283,22 @@ async def what_failed_is_tried_again_or_never(world: World) -> None:
 
 
 @_case
+async def what_is_nobodys_fault_is_no_try(world: World) -> None:
+    await world.publishing.publish("acme/*", BY)
+    await world.image("acme/api", "v1")
+    await world.look(KUBO, "car-upload")
+    assert {job.service for job in await world.publishing.claim([KUBO, "car-upload"], 3, 60.0, only="car-upload")} == {
+        "car-upload"
+    }
+    for _ in range(3):
+        (job,) = await world.publishing.claim([KUBO], 1, 60.0, only=KUBO)
+        assert job.attempts == 1
+        await world.publishing.failed(job, "nobody answers", 0.0, counts=False)
+    (state,) = [one for one in await world.publishing.states([job.item.cid]) if one.service == KUBO]
+    assert (state.state, state.attempts, state.error) == ("queued", 0, "nobody answers")
+
+
+@_case
 async def a_service_that_pins_is_asked_again(world: World) -> None:
     await world.publishing.publish("acme/*", BY)
     await world.image("acme/api", "v1")

@@ -116,7 +116,7 @@ class MemoryPublishing:
     def _set(self, row: _Row, state: State, next_at: datetime | None) -> None:
         row.state, row.next_at, row.updated_at = state, next_at, self._now()
 
-    async def claim(self, services: Sequence[str], limit: int, lasts: float) -> list[Job]:
+    async def claim(self, services: Sequence[str], limit: int, lasts: float, *, only: str | None = None) -> list[Job]:
         await trio.lowlevel.checkpoint()
         now = self._now()
         due = [
@@ -126,6 +126,7 @@ class MemoryPublishing:
             and row.next_at <= now
             and (row.held_until is None or row.held_until < now)
             and row.service in services
+            and only in (None, row.service)
             and row.state in ("queued", "publishing", "unpinning")
             and not self._waits(row, services)
         ]
@@ -172,12 +173,13 @@ class MemoryPublishing:
                 self._set(row, "publishing", self._now() + timedelta(seconds=after))
                 row.attempts, row.error = 0, None
 
-    async def failed(self, job: Job, error: str, again: float | None) -> None:
+    async def failed(self, job: Job, error: str, again: float | None, *, counts: bool = True) -> None:
         await trio.lowlevel.checkpoint()
         if (row := self._mine(job)) is not None:
             row.held_until = None
             if row.state == job.state:
                 row.error = error[:500]
+                row.attempts = max(0, row.attempts - (not counts))
                 if again is None:
                     self._set(row, "failed", None)
                 else:

@@ -97,6 +97,7 @@ update ipfs_jobs set next_at = now() + %s * interval '1 second', attempts = 0, l
 """  # noqa: S608 - constants
 _FAILED: Final = f"""
 update ipfs_jobs set last_error = %s, next_at = now() + %s::float * interval '1 second', updated_at = now(),
+    attempts = greatest(0, attempts - %s),
     state = case when %s::float is null then 'failed' when state = 'publishing' and remote is null then 'queued'
         else state end
 {_MINE} and state = %s
@@ -157,8 +158,8 @@ class PostgresPublishing:
     async def reconcile(self, limit: int, services: Sequence[str], *, encrypted: bool) -> int:
         return await self._db.tx(_reconcile, limit, list(services), encrypted, retry=True)
 
-    async def claim(self, services: Sequence[str], limit: int, lasts: float) -> list[Job]:
-        return await self._db.tx(_claim, list(services), limit, lasts)
+    async def claim(self, services: Sequence[str], limit: int, lasts: float, *, only: str | None = None) -> list[Job]:
+        return await self._db.tx(_claim, list(services), limit, lasts, only)
 
     async def progress(self, job: Job, sent: int, lasts: float) -> bool:
         values = (sent, lasts, job.id, job.generation, job.state)
@@ -170,8 +171,8 @@ class PostgresPublishing:
     async def later(self, job: Job, remote: str, after: float) -> None:
         await self._db.tx(_later, job, remote, after, retry=True)
 
-    async def failed(self, job: Job, error: str, again: float | None) -> None:
-        await self._db.tx(_failed, job, error, again, retry=True)
+    async def failed(self, job: Job, error: str, again: float | None, *, counts: bool = True) -> None:
+        await self._db.tx(_failed, job, error, again, counts, retry=True)
 
     async def removed(self, job: Job) -> None:
         await self._db.tx(_finish, job, _REMOVED, (), retry=True)
@@ -319,8 +320,9 @@ def _image(connection: Connection, repository: str, digest: Digest) -> Image | N
     return found[0] if found else None
 
 
-def _claim(connection: Connection, services: list[str], limit: int, lasts: float) -> list[Job]:
-    rows = connection.execute(_CLAIM, (lasts, services, services, limit)).fetchall()
+def _claim(connection: Connection, services: list[str], limit: int, lasts: float, only: str | None) -> list[Job]:
+    these = services if only is None else [only]
+    rows = connection.execute(_CLAIM, (lasts, these, services, limit)).fetchall()
     jobs = [
         Job(number, service, Item(bytes(cid), kind, key_digest(digest), size), state, attempts, generation, remote)
         for number, service, cid, kind, digest, size, state, attempts, generation, remote in rows
@@ -338,8 +340,9 @@ def _later(connection: Connection, job: Job, remote: str, after: float) -> None:
     _finish(connection, job, _LATER, (after,))
 
 
-def _failed(connection: Connection, job: Job, error: str, again: float | None) -> None:
-    connection.execute(_FAILED, (_text(error), again, again, job.id, job.generation, job.state))
+def _failed(connection: Connection, job: Job, error: str, again: float | None, counts: bool) -> None:
+    values = (_text(error), again, 0 if counts else 1, again, job.id, job.generation, job.state)
+    connection.execute(_FAILED, values)
     connection.execute(_LET_GO, (job.id, job.generation))
 
 
