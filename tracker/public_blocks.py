@@ -35,7 +35,11 @@ class PublicBlocks:
 
     async def metainfo(self, ref: BlobRef) -> Metainfo:
         """See ``Shelf``."""
-        found = await self._catalog.metainfo(ref.digest)
+        await self._lookups.take()
+        try:
+            found = await self._catalog.metainfo(ref.digest)
+        finally:
+            self._lookups.give()
         if found is None:
             raise NotFound("BLOB_UNKNOWN", "there is no such blob here")
         return found

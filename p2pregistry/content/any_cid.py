@@ -30,17 +30,20 @@ def read_cid(text: str) -> bytes:
     """
     if not 2 <= len(text) <= MAX_TEXT or not text.isascii():
         raise ValueError("not a CID")
-    if len(text) == 46 and text.startswith("Qm"):
-        hashed = _digits(text, _BASE58)
-        if len(hashed) != 34 or hashed[:2] != b"\x12\x20":
-            raise ValueError("not a CID of version 0")
-        return CID_DAG_PB_PREFIX + hashed[2:]
-    return _checked(_multibase(text))
+    try:
+        return _version_0(text) if len(text) == 46 and text.startswith("Qm") else _checked(_multibase(text))
+    except ValueError as err:
+        raise ValueError("not a CID") from err
 
 
 def is_ours(cid: bytes) -> bool:
     """Whether it can be of a block in one of our DAGs: raw or dag-pb, sha2-256."""
     return len(cid) == 36 and cid[:4] in (CID_RAW_PREFIX, CID_DAG_PB_PREFIX)
+
+
+def _version_0(text: str) -> bytes:
+    hashed = _digits(text, _BASE58)
+    return CID_DAG_PB_PREFIX + hashed[2:] if len(hashed) == 34 and hashed[:2] == b"\x12\x20" else _no()
 
 
 def _multibase(text: str) -> bytes:

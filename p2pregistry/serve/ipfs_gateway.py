@@ -38,6 +38,8 @@ CORS: Final = (
         "Content-Length, Content-Location, Content-Range, ETag, Retry-After, X-Ipfs-Path, X-Ipfs-Roots",
     ),
 )
+#: Trees of large blobs that are built at once, however many are asked for: each is work of some ten milliseconds.
+BUILDERS: Final = 2
 #: What is under a CID never changes.
 _FOR_EVER: Final = ("Cache-Control", "public, max-age=29030400, immutable")
 
@@ -61,6 +63,7 @@ class IpfsGateway:
 
     def __init__(self, shelf: Shelf, slots: Slots, *, served: Callable[[int], None], pace: Pace | None = None) -> None:
         self._shelf, self._slots, self._served, self._pace = shelf, slots, served, pace
+        self._builders = trio.CapacityLimiter(BUILDERS)
 
     async def __call__(self, request: Request) -> Response:
         """Answer one request; a refusal is an answer too, for which a browser needs the same headers."""
@@ -128,8 +131,7 @@ class IpfsGateway:
 
     async def _inner(self, found: BlockOf) -> bytes:
         info = await self._shelf.metainfo(found.ref)
-        # building the tree of a large blob is work of some ten milliseconds
-        _, block = await trio.to_thread.run_sync(lambda: next(walk(info, found.place)))
+        _, block = await trio.to_thread.run_sync(lambda: next(walk(info, found.place)), limiter=self._builders)
         assert isinstance(block, bytes)
         return block
 
@@ -185,7 +187,7 @@ class IpfsGateway:
         if place.level == LEAVES:  # no table is needed for one block
             return _Plan(asked.cid, ref.size, [(asked.cid, place.index)])
         info = await self._shelf.metainfo(ref)
-        return await trio.to_thread.run_sync(_plan_below, asked, info, place)
+        return await trio.to_thread.run_sync(_plan_below, asked, info, place, limiter=self._builders)
 
 
 class _Plan:

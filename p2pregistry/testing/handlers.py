@@ -101,10 +101,17 @@ async def _answer(response: Response, method: str) -> Answer:
             if part.sent is not None:
                 part.sent(len(data))
     elif isinstance(part, Stream):
-        parts = [
-            os.pread(chunk.fd, chunk.length, chunk.offset) if isinstance(chunk, FilePart) else chunk
-            async for chunk in part.chunks
-        ]
+        parts: list[bytes] = []
+        try:
+            async for chunk in part.chunks:
+                found = os.pread(chunk.fd, chunk.length, chunk.offset) if isinstance(chunk, FilePart) else chunk
+                parts.append(found)
+        finally:
+            if part.sent is not None:
+                part.sent(sum(map(len, parts)))
+            close = getattr(part.chunks, "aclose", None)
+            if close is not None:
+                await close()
         data = b"".join(parts)
     else:
         data = part if method != "HEAD" else b""

@@ -16,16 +16,19 @@ from typing import Protocol
 
 import trio
 
+from p2pregistry.content.metainfo import BlobRef, Metainfo
 from p2pregistry.digest import Digest
 from p2pregistry.oci.media import OCI_MANIFEST
 from p2pregistry.serve.http import Handler, Headers, Request, Response
 from p2pregistry.serve.peer_api import Slots
+from p2pregistry.store.records import RepositoryRecord, StoredManifest
 from p2pregistry.testing.handlers import Answer, call
 from p2pregistry.testing.http import running
 from p2pregistry.testing.node_stack import NAME, NodeStack, node_stack
+from p2pregistry.testing.sharing import Sharer, sharing
 from p2pregistry.testing.tracker_api import Registry, keyring, manifest_of, registry
 from p2pregistry.trust.claims import sign_manifest_claim
-from p2pregistry.trust.records import Caller
+from p2pregistry.trust.records import Caller, Stamp
 from tracker.blobs import Blobs
 from tracker.catalog.check import BY
 from tracker.peer_endpoints import Swarm, TrackerPeerApi
@@ -177,3 +180,31 @@ async def node_of(root: Path, made: Registry, own: Caller, *, auth: bool = False
         assert node.tracker is not None
         await node.trust.learn(await node.tracker.swarm())
         yield node
+
+
+@asynccontextmanager
+async def the_node(root: Path) -> AsyncIterator[Sharer]:
+    """A node that has everything, of each repository a finished blob and one that has only begun."""
+    await trio.Path(root).mkdir()
+    async with sharing(root) as node:
+        for number, name in enumerate(REPOSITORIES[:3], start=1):
+            image = IMAGES[name]
+            config = Metainfo.of_bytes(image.config)
+            info, growing = Metainfo.of_bytes(image.layer), Metainfo.of_bytes(image.layer[::-1])
+            await node.index.put_metainfo(info)
+            await node.index.put_metainfo(growing)
+            refs: list[BlobRef] = [info.ref, growing.ref, config.ref]
+            await node.index.put_manifest(
+                name, StoredManifest(image.digest, OCI_MANIFEST, image.body), f"claim {number}", refs
+            )
+            record = RepositoryRecord(name != "acme/public", Stamp(1, number), f"record {number}")
+            await node.index.put_repository(name, record)
+            staged = await node.store.stage(info.digest.hex)
+            await staged.write_at(0, image.layer)
+            await staged.commit(info.digest)
+            await node.index.put_blob(info.digest, info.size, 0.0)
+            await node.store.put(config.digest, image.config)
+            await node.index.put_blob(config.digest, config.size, 0.0)
+            await node.begin(image.layer[::-1], [0], claimed=False)
+        yield node
+        node.haves.close()

@@ -1,7 +1,8 @@
 """Who sees what: each actor at each endpoint for each repository, in the tables below, every cell asked for real.
 
 ``REGISTRY`` is the registry API of the tracker, ``SWARM`` the peer APIs of a tracker and of a node, ``LOCAL`` the pull
-API of a node. A cell names the groups of endpoints that answer with content; all others must refuse, and a refusal must
+API of a node, ``IPFS`` the gateways of both and the tracker's router, which know nobody: what is shown there counts for
+nothing. A cell names the groups of endpoints that answer with content; all others must refuse, and a refusal must
 be, to the byte but for names and digests, the one that the same actor gets for a repository that does not exist.
 """
 
@@ -19,7 +20,7 @@ import pytest
 import trio
 import trio.testing
 
-from p2pregistry.content.metainfo import BlobRef, Metainfo
+from p2pregistry.content.metainfo import Metainfo
 from p2pregistry.content.unixfs import PIECE_SIZE
 from p2pregistry.digest import Digest
 from p2pregistry.errors import RequestError
@@ -28,12 +29,15 @@ from p2pregistry.messages import Announce, pack, read_announced
 from p2pregistry.oci.media import OCI_MANIFEST
 from p2pregistry.serve.errors_json import error_response
 from p2pregistry.serve.gate import Gate, MemoryDesk, plain
+from p2pregistry.serve.held_blocks import HeldBlocks
 from p2pregistry.serve.http import Handler, Headers, Request, Stream
-from p2pregistry.store.records import RepositoryRecord, StoredManifest
+from p2pregistry.serve.ipfs_gateway import IpfsGateway
+from p2pregistry.serve.peer_api import Slots
+from p2pregistry.store.blocks import BlockIndex
+from p2pregistry.testing.gateway import cids_of, gateway_endpoints, gateway_of, public_blocks
 from p2pregistry.testing.handlers import Answer, ScriptedBody, call
 from p2pregistry.testing.members import Authority, Member, open_session
 from p2pregistry.testing.node_stack import NAME, NodeStack, peer_id
-from p2pregistry.testing.sharing import Sharer, sharing
 from p2pregistry.testing.tracker_api import AUTHORIZATION, SERVICE, Registry, keyring, manifest_of
 from p2pregistry.testing.visibility import (
     IMAGES,
@@ -46,12 +50,17 @@ from p2pregistry.testing.visibility import (
     check,
     got,
     node_of,
+    the_node,
     the_tracker,
     tracker_peers,
 )
 from p2pregistry.trust.access import AccessToken, parse_scopes, sign_access
-from p2pregistry.trust.records import ANYONE, Caller, Stamp
+from p2pregistry.trust.records import ANYONE, Caller
+from p2pregistry.visible import Visible
+from tracker.announces_check import node as node_announce
 from tracker.catalog.check import BY
+from tracker.front import by_path
+from tracker.ipfs_routing import IpfsRouting
 
 # read: manifest by tag and digest, HEAD of it, blob, a range of it, tags, referrers; list: catalogue; mount: with and
 # without "from", into a repository of one's own; push: blob and manifest; token: pull in a token that was asked for.
@@ -93,6 +102,19 @@ tokens: other repository      | mirror      |              |               |
 tokens: of another node       | mirror      |              |               |
 tokens: of the registry       | mirror      |              |               |
 tokens: expired               | mirror      |              |               |
+"""
+
+# ipfs: root, leaves, config and manifest as blocks and as CARs, HEAD, a range; routing: who has these.
+IPFS = """
+actor          | acme/public  | acme/private | other/private | acme/unknown
+anonymous      | ipfs routing |              |               |
+stranger       | ipfs routing |              |               |
+member         | ipfs routing |              |               |
+puller         | ipfs routing |              |               |
+owner          | ipfs routing |              |               |
+administrator  | ipfs routing |              |               |
+narrow token   | ipfs routing |              |               |
+of a node      | ipfs         |              |               |
 """
 
 
@@ -233,31 +255,7 @@ async def test_no_manifest_makes_a_digest_its_own(tmp_path: Path) -> None:
 # --------------------------------------------------------------------------------------------------------------- swarm
 
 NOW = 1_000_000.0
-
-
-@asynccontextmanager
-async def the_node(root: Path) -> AsyncIterator[Sharer]:
-    """A node that has everything, of each repository a finished blob and one that has only begun."""
-    await trio.Path(root).mkdir()
-    async with sharing(root) as node:
-        for number, name in enumerate(REPOSITORIES[:3], start=1):
-            image = IMAGES[name]
-            info, growing = Metainfo.of_bytes(image.layer), Metainfo.of_bytes(image.layer[::-1])
-            await node.index.put_metainfo(info)
-            await node.index.put_metainfo(growing)
-            refs: list[BlobRef] = [info.ref, growing.ref]
-            await node.index.put_manifest(
-                name, StoredManifest(image.digest, OCI_MANIFEST, image.body), f"claim {number}", refs
-            )
-            record = RepositoryRecord(name != "acme/public", Stamp(1, number), f"record {number}")
-            await node.index.put_repository(name, record)
-            staged = await node.store.stage(info.digest.hex)
-            await staged.write_at(0, image.layer)
-            await staged.commit(info.digest)
-            await node.index.put_blob(info.digest, info.size, 0.0)
-            await node.begin(image.layer[::-1], [0], claimed=False)
-        yield node
-        node.haves.close()
+URL = "https://registry.example.com"
 
 
 @dataclass
@@ -465,3 +463,30 @@ async def test_local_clients_with_tokens(tmp_path: Path) -> None:
         assert (refused.status, challenge.split(" ")[0]) == (401, "Bearer")
         assert f'service="{mine}"' in challenge
         assert 'scope="repository:acme/private:pull"' in challenge
+
+
+# ---------------------------------------------------------------------------------------------------------------- ipfs
+
+
+async def test_ipfs_clients(tmp_path: Path) -> None:
+    expected = cells(IPFS)
+    async with the_tracker(tmp_path / "t") as made, the_node(tmp_path / "n") as node, trio.open_nursery() as nursery:
+        blocks, announces = BlockIndex(node.index), tracker_peers(made)._announces
+        routing = IpfsRouting(public_blocks(made), announces, lambda: ("C" * 40, URL), swarm="default", private=True)
+        holder = node_announce(1, hold=tuple(image.blob for image in IMAGES.values()), gateway=URL)
+        await announces.announce(holder, Caller(everything=True))
+        front = by_path({"/routing/v1/": routing}, gateway_of(made))
+        for actor, shown in (await people(made)).items():
+            ask = asking(front, lambda _target, shown=shown: shown)  # type: ignore[misc]
+            for repository in REPOSITORIES:
+                endpoints = gateway_endpoints(routing=True)
+                await check(ask, endpoints, repository, expected[actor, repository], actor)
+        nursery.start_soon(blocks.serve)
+        held = HeldBlocks(blocks, node.index, Visible(node.index), node.store)
+        with trio.fail_after(20):
+            while any(not list(blocks.find(cids_of(IMAGES[name])[0])) for name in REPOSITORIES[:3]):
+                await trio.sleep(0.01)
+        ask = asking(IpfsGateway(held, Slots(4, 4), served=lambda _: None), lambda _target: [])
+        for repository in REPOSITORIES:
+            await check(ask, gateway_endpoints(routing=False), repository, expected["of a node", repository], "node")
+        nursery.cancel_scope.cancel()
