@@ -13,13 +13,13 @@ CIDs are 36 bytes here (version 1, raw or dag-pb, sha2-256); those of version 0 
 
 from __future__ import annotations
 
-import base64
 import hashlib
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Final
 
+from p2pregistry.content.any_cid import is_ours, read_cid
 from p2pregistry.content.car import MAX_BLOCK, CarReader, OtherCid
 from p2pregistry.content.metainfo import Metainfo
 from p2pregistry.content.unixfs import PIECE_SIZE
@@ -39,7 +39,6 @@ MAX_STORE: Final = 64 << 20
 _MOST_ASIDE: Final = 100_000
 #: What UnixFS calls its types.
 _RAW, _DIRECTORY, _FILE = 0, 1, 2
-_BASE58: Final = "123456789ABCDEFGHJKLMNPQRSTUVWXYZabcdefghijkmnopqrstuvwxyz"
 #: Steps of a path in a hint.
 _MOST_STEPS: Final = 8
 
@@ -83,37 +82,19 @@ class Want:
 
 
 def any_cid(text: str) -> bytes | None:
-    """The 36 bytes behind a CID as people write it: version 1 in base32, either version in base58; None for another."""
-    raw = b""
-    if text.startswith("b") and len(text) == 59:
-        try:
-            raw = base64.b32decode(text[1:].upper() + "=" * 6)
-        except ValueError:
-            return None
-    elif text.startswith("Qm") and len(text) == 46:
-        raw = _base58(text)
-    elif text.startswith("z") and len(text) <= 60:
-        raw = _base58(text[1:])
-    return _normal(raw)
-
-
-def _base58(text: str) -> bytes:
-    value = 0
-    for letter in text:
-        digit = _BASE58.find(letter)
-        if digit < 0:
-            return b""
-        value = value * 58 + digit
-    return value.to_bytes((value.bit_length() + 7) // 8, "big")
+    """The 36 bytes behind a CID however it is written; None for one of a kind that is not taken."""
+    try:
+        cid = read_cid(text)
+    except ValueError:
+        return None
+    return cid if is_ours(cid) else None
 
 
 def _normal(raw: bytes) -> bytes | None:
     """A CID in bytes as we have it; None for one of a kind that is not taken."""
-    if len(raw) == 36 and raw[:4] in (CID_RAW_PREFIX, CID_DAG_PB_PREFIX):
-        return raw
     if len(raw) == 34 and raw[:2] == b"\x12\x20":
         return CID_DAG_PB_PREFIX + raw[2:]
-    return None
+    return raw if is_ours(raw) else None
 
 
 def read_hint(url: str) -> Hint | None:

@@ -86,10 +86,10 @@ class GatewayClient:
         NoCar too."""
         target = f"/ipfs/{cid_text(cid)}?format=car&dag-scope=entity&entity-bytes={start}:{end - 1}"
         async with self._asked(target, _CAR, "; version=1; order=dfs; dups=y") as response:
-            parameters = _parameters(response.headers.get("content-type", ""))
-            if parameters.get("version", "1") != "1":
+            said = parameters(response.headers.get("content-type", ""))
+            if said.get("version", "1") != "1":
                 raise NoCar(f"{self.name} gives CARs of another version")
-            ordered = parameters.get("order") == "dfs" and parameters.get("dups") == "y"
+            ordered = said.get("order") == "dfs" and said.get("dups") == "y"
             async with self._body(response, most) as chunks:
                 yield Body(chunks, most, self.name, ordered=ordered)
 
@@ -166,7 +166,8 @@ def retry_after(value: str | None) -> float:
     return min(max(float(value), 1.0), 600.0)
 
 
-def _parameters(content_type: str) -> dict[str, str]:
+def parameters(content_type: str) -> dict[str, str]:
+    """What stands behind the type in a Content-Type, in lower case."""
     found: dict[str, str] = {}
     for part in content_type.split(";")[1:20]:
         name, _, value = part.partition("=")

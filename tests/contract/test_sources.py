@@ -23,11 +23,13 @@ from p2pregistry.sources.tracker import TrackerSource
 from p2pregistry.store.index import open_index
 from p2pregistry.store.memory import MemoryStore
 from p2pregistry.store.records import StoredManifest
+from p2pregistry.testing.gateway import gateway_of
 from p2pregistry.testing.http import running
 from p2pregistry.testing.ipfs_gateway import StubGateway, stub_gateway
 from p2pregistry.testing.kubo import StubKubo, stub_kubo
 from p2pregistry.testing.sharing import PUBLIC, sharing
 from p2pregistry.testing.sources import Come, check_sharing, check_source
+from p2pregistry.testing.tracker_api import registry
 from p2pregistry.visible import Visible
 
 
@@ -133,6 +135,22 @@ async def test_a_gateway(mode: Mode, ways: dict[str, Any], tables: bool) -> None
             assert source.health.state == "ok"
             assert any(what == "car" for what, _cid, _range in stub.asked) == (mode != "raw")
             await source.aclose()
+
+    await check_source(make)
+
+
+@pytest.mark.parametrize("mode", ["auto", "raw", "car"])
+async def test_a_tracker_of_ours_as_a_gateway(tmp_path: Path, mode: Mode) -> None:
+    @asynccontextmanager
+    async def make(blobs: Mapping[Digest, bytes]) -> AsyncIterator[Source]:
+        async with registry(tmp_path) as made:
+            await made.push_image("acme/api", "1", *blobs.values())
+            async with running(gateway_of(made, Slots(16, 256), [])) as url:
+                source = IpfsSource(GatewayClient(url), known_to_be(blobs, tables=True), mode=mode)
+                await source.probe()
+                yield source
+                assert source.health.state == "ok"
+                await source.aclose()
 
     await check_source(make)
 

@@ -221,7 +221,8 @@ def test_cids_as_people_write_them() -> None:
     assert any_cid(cid_text(v1)) == v1
     raw = CID_RAW_PREFIX + v1[4:]
     assert any_cid(cid_text(raw)) == raw
-    for text in ("", "Qm", "b", "bafk", "Qm" + "0" * 44, "z0", "f0155", cid_text(v1) + "a", "B" + cid_text(v1)[1:]):
+    assert any_cid("f" + v1.hex()) == v1
+    for text in ("", "Qm", "b", "bafk", "Qm" + "0" * 44, "z0", "f0155", cid_text(v1) + "a", "bafkqaaa", "ü" * 59):
         assert any_cid(text) is None
 
 
@@ -241,6 +242,12 @@ def test_hints() -> None:
     assert read_hint(f"ipfs://{text}/a/b%20c/?x=1") == Hint(root, ("a", "b%20c"))
     for url in ("https://example.com/x", "ipfs://", "ipfs://x", f"ipfs://{text}" + "/a" * 9, f"IPFS:{text}"):
         assert read_hint(url) is None
+
+
+@given(st.text(max_size=100), st.booleans())
+def test_any_url_is_a_hint_or_none(text: str, ours: bool) -> None:
+    hint = read_hint(f"ipfs://{cid_text(CID_RAW_PREFIX + bytes(32))}/{text}" if ours else f"ipfs://{text}")
+    assert hint is None or len(hint.root) == 36
 
 
 def test_a_directory() -> None:

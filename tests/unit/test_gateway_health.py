@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from p2pregistry.ipfs.gateway_client import retry_after
+from p2pregistry.ipfs.gateway_client import parameters, retry_after
 from p2pregistry.ipfs.health import BAN, BUSY_MOST, Health
 
 
@@ -71,6 +71,22 @@ def test_retry_after() -> None:
     assert [retry_after(text) for text in ("3", " 12 ", "0", "9999")] == [3.0, 12.0, 1.0, 600.0]
     for text in (None, "", "-1", "1.5", "Wed, 21 Oct 2026 07:28:00 GMT", "9" * 40, "٣"):
         assert retry_after(text) == 5.0
+
+
+@given(st.text(max_size=40))
+def test_any_header_has_a_meaning(text: str) -> None:
+    assert 1.0 <= retry_after(text) <= 600.0
+    assert all(len(name) <= 40 for name in parameters(text))
+
+
+def test_parameters_of_a_content_type() -> None:
+    assert parameters('application/vnd.ipld.car; version=1; Order="DFS";dups = y; ;x') == {
+        "version": "1",
+        "order": "dfs",
+        "dups": "y",
+        "": "",
+        "x": "",
+    }
 
 
 @given(st.lists(st.tuples(st.sampled_from(["busy", "failed", "lied", "answered"]), st.floats(0, 700))))
