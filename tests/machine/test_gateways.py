@@ -23,8 +23,9 @@ from p2pregistry.crowd.gateways import Gateways, Hints
 from p2pregistry.digest import Digest, cid_text
 from p2pregistry.errors import RequestError, Unreachable
 from p2pregistry.oci.media import OCI_MANIFEST
+from p2pregistry.pull.commands import Limits
 from p2pregistry.routing.memory import MemoryNetwork
-from p2pregistry.serve.http import Request
+from p2pregistry.serve.http import Handler, Request, Response
 from p2pregistry.sources.ipfs import IpfsSource
 from p2pregistry.store.records import StoredManifest, digest_key
 from p2pregistry.testing.dags import make_dag
@@ -40,11 +41,19 @@ LAYER = random.Random(31).randbytes(14 * PIECE_SIZE + 99)
 SMALL = random.Random(32).randbytes(70_000)
 CONFIG = json.dumps({"architecture": "amd64", "os": "linux"}).encode()
 LIMITS = replace(QUICK, starved=0.5)
+#: For tests in which nobody is to be in need, however busy the machine is.
+PATIENT = Limits(silence=20.0, starved=20.0, tracker_late=20.0, late_floor=20.0)
 
 
 @asynccontextmanager
 async def nodes(
-    root: Path, use: str = "on", *, fault: Fault | None = None, empty: bool = False, **options: Any
+    root: Path,
+    use: str = "on",
+    *,
+    fault: Fault | None = None,
+    empty: bool = False,
+    limits: Limits = LIMITS,
+    **options: Any,
 ) -> AsyncIterator[tuple[Origin, NodeStack, StubGateway]]:
     """A tracker with an image, a gateway with its blobs, and a node that knows the manifest."""
     (root / "tracker").mkdir()
@@ -54,8 +63,8 @@ async def nodes(
     async with origin(root / "tracker") as tracker, stub_gateway(stub) as (url, _):
         await tracker.registry.push_image(REPO, "1", LAYER, SMALL)
         gateways = () if use == "off" else (url,)
-        ipfs = Ipfs(**{"use": use, "gateways": gateways, "timeout": 2.0, **options.pop("ipfs", {})})
-        async with node_stack(root / "node", tracker=tracker.url, limits=LIMITS, ipfs=ipfs, **options) as node:
+        ipfs = Ipfs(**{"use": use, "gateways": gateways, "timeout": 5.0, **options.pop("ipfs", {})})
+        async with node_stack(root / "node", tracker=tracker.url, limits=limits, ipfs=ipfs, **options) as node:
             assert (await get(node, TAG)).status == 200
             with trio.fail_after(5):
                 while node.gateways is not None and any(
@@ -114,7 +123,7 @@ async def test_on_with_the_tracker_dead_all_comes_from_the_gateway(tmp_path: Pat
 
 
 async def test_as_a_last_resort_it_is_not_asked_while_the_tracker_delivers(tmp_path: Path) -> None:
-    async with nodes(tmp_path, "fallback") as (_, node, stub):
+    async with nodes(tmp_path, "fallback", limits=PATIENT) as (_, node, stub):
         await image(node)
         assert node.fetched == {"tracker": ALL}
         assert stub.asked == []
@@ -173,7 +182,7 @@ async def test_with_nobody_but_a_liar_a_pull_is_refused(tmp_path: Path) -> None:
 
 async def test_as_a_last_resort_it_is_not_asked_where_a_peer_has_the_blob(tmp_path: Path) -> None:
     network = MemoryNetwork()
-    async with nodes(tmp_path, "fallback", network=network) as (tracker, node, stub):
+    async with nodes(tmp_path, "fallback", network=network, limits=PATIENT) as (tracker, node, stub):
         async with node_stack(tmp_path / "peer", tracker=tracker.url, network=network, name="peer") as peer:
             await get(peer, TAG)
             await blob(peer, LAYER)
@@ -199,9 +208,26 @@ async def make_private(node: NodeStack) -> None:
     await node.index.put_repository(REPO, replace(record, private=True))
 
 
+@asynccontextmanager
+async def until_banned(node: NodeStack) -> AsyncIterator[trio.Event]:
+    """An event that comes when the gateway is banned: others wait for it, so that it is asked for certain."""
+    banned = trio.Event()
+
+    async def watch() -> None:
+        while state(node) != "banned":
+            await trio.sleep(0.01)
+        banned.set()
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(watch)
+        yield banned
+        nursery.cancel_scope.cancel()
+
+
 @pytest.mark.parametrize("fault", ["wrong block", "endless"])
 async def test_a_gateway_that_lies_is_banned_and_the_pull_goes_on_without_it(tmp_path: Path, fault: Fault) -> None:
-    async with nodes(tmp_path, fault=fault) as (_, node, stub):
+    async with nodes(tmp_path, fault=fault) as (tracker, node, stub), until_banned(node) as banned:
+        tracker.gate = lambda request: banned if "/blobs/" in request.target else None
         await blob(node, LAYER)
         assert state(node) == "banned"
         count = len(stub.asked)
@@ -210,15 +236,27 @@ async def test_a_gateway_that_lies_is_banned_and_the_pull_goes_on_without_it(tmp
 
 
 async def test_a_gateway_that_lies_beside_an_honest_peer(tmp_path: Path) -> None:
-    network = MemoryNetwork()
+    network, hold = MemoryNetwork(), list[trio.Event]()
+
+    def held(handler: Handler) -> Handler:
+        async def wait(request: Request) -> Response:
+            if "/blobs/" in request.target:
+                for event in hold:
+                    await event.wait()
+            return await handler(request)
+
+        return wait
+
     async with nodes(tmp_path, fault="wrong block", network=network, zone="here") as (tracker, node, _):
         async with node_stack(
-            tmp_path / "peer", tracker=tracker.url, network=network, name="peer", zone="there"
+            tmp_path / "peer", tracker=tracker.url, network=network, name="peer", zone="there", spoil=held
         ) as peer:
             await get(peer, TAG)
             await blob(peer, LAYER)
             tracker.dead = True
-            await blob(node, LAYER)
+            async with until_banned(node) as banned:
+                hold.append(banned)
+                await blob(node, LAYER)
         assert state(node) == "banned"
         assert node.fetched["peer"] >= len(LAYER)
 

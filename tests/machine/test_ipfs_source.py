@@ -48,7 +48,7 @@ async def gateway(
     known = Known(INFO.ref, INFO if table else None, hints)
     async with stub_gateway(stub) as (url, _):
         source = IpfsSource(
-            GatewayClient(url, **{"timeout": 1.0, **options}), Common({INFO.digest: known}.get), mode=mode
+            GatewayClient(url, **{"timeout": 5.0, **options}), Common({INFO.digest: known}.get), mode=mode
         )
         try:
             with trio.fail_after(20):
@@ -84,7 +84,7 @@ async def failure(source: IpfsSource, mode: str) -> RegistryError:
     ],
 )
 async def test_whatever_a_gateway_does_it_is_refused(fault: Any, state: str, mode: Mode) -> None:
-    async with gateway(mode=mode, timeout=0.3) as (source, stub):
+    async with gateway(mode=mode, timeout=0.3 if fault == "hangs" else 5.0) as (source, stub):
         stub.fault = fault
         banned: list[str] = []
         source.banned = banned.append
@@ -133,7 +133,7 @@ async def test_failures_leave_a_gateway_out_until_a_probe_is_answered() -> None:
 
 @pytest.mark.parametrize("fault", ["html", "redirect", "broken", "hangs", "endless"])
 async def test_a_probe_tells_what_is_no_gateway(fault: Any) -> None:
-    async with gateway(timeout=0.3) as (source, stub):
+    async with gateway(timeout=0.3 if fault == "hangs" else 5.0) as (source, stub):
         stub.fault = fault
         await source.probe()
         assert source.health.state == "resting"
@@ -352,7 +352,7 @@ async def test_over_tls_with_certificates_of_ones_own(tmp_path: Path) -> None:
 @asynccontextmanager
 async def kubo(stub: StubKubo, *, mode: Mode = "auto") -> AsyncIterator[IpfsSource]:
     async with stub_kubo(stub) as (url, _):
-        places = KuboBlocks(kubo_config(url), timeout=1.0)
+        places = KuboBlocks(kubo_config(url), timeout=5.0)
         source = IpfsSource(places, Common({INFO.digest: Known(INFO.ref, INFO)}.get), mode=mode)
         try:
             with trio.fail_after(20):
