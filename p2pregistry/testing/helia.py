@@ -39,14 +39,21 @@ class Helia:
 
 
 @contextmanager
-def helia(folder: Path, router: str = "") -> Iterator[Helia]:
-    """Start one with its blocks in ``folder``. ``router``: base URL of the Delegated Routing that it asks.
+def helia(folder: Path, router: str = "", kind: str = "") -> Iterator[Helia]:
+    """Start one with its blocks in ``folder``. ``router``: base URL of the Delegated Routing that it asks, ``kind``:
+    for addresses of this kind alone, "dns" say.
 
     Raises CannotInstall.
     """
     program = npm_folder("helia") / "helia.mjs"
     folder.mkdir(parents=True, exist_ok=True)
-    command = [str(node_program()), str(program), str(folder / "blocks"), *([router] if router else [])]
+    command = [
+        str(node_program()),
+        str(program),
+        str(folder / "blocks"),
+        *([router] if router else []),
+        *([kind] if kind else []),
+    ]
     node = Helia(Process(command, folder / "log"))
     try:
         yield node

@@ -52,10 +52,10 @@ def kubos(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Kubo, Kubo
 
 
 @pytest.fixture
-def helia_asking(tmp_path: Path) -> Callable[[str], AbstractContextManager[Helia]]:
-    """Starts one that asks a router, whose base URL is given."""
+def helia_asking(tmp_path: Path) -> Callable[..., AbstractContextManager[Helia]]:
+    """Starts one that asks a router, whose base URL is given, and perhaps the kind of addresses that it wants."""
 
-    def start(router: str) -> AbstractContextManager[Helia]:
-        return had(helia(tmp_path / "asking", router))
+    def start(router: str, kind: str = "") -> AbstractContextManager[Helia]:
+        return had(helia(tmp_path / "asking", router, kind))
 
     return start

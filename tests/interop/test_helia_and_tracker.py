@@ -13,6 +13,7 @@ import pytest
 
 from p2pregistry.content.metainfo import Metainfo
 from p2pregistry.digest import cid_text
+from p2pregistry.ports import free_ports
 from p2pregistry.testing.clients import containers
 from p2pregistry.testing.cluster import eventually, separate
 from p2pregistry.testing.helia import Helia
@@ -22,7 +23,7 @@ pytestmark = [pytest.mark.interop, pytest.mark.e2e]
 
 
 def test_helia_fetches_a_pushed_image_through_routing_and_gateway(
-    tmp_path: Path, helia_asking: Callable[[str], AbstractContextManager[Helia]]
+    tmp_path: Path, helia_asking: Callable[..., AbstractContextManager[Helia]]
 ) -> None:
     layout = Layout(tmp_path / "layout")
     image = make_image(layout, layers=2, layer_bytes=3 * MIB + 11)
@@ -41,6 +42,32 @@ def test_helia_fetches_a_pushed_image_through_routing_and_gateway(
         nothing = cid_text(Metainfo.of_bytes(b"nothing").root)
         with pytest.raises(AssertionError):
             helia.fetch(nothing, tmp_path / "fetched")
+
+
+def test_helia_is_told_of_a_node_that_has_the_image_and_fetches_from_it(
+    tmp_path: Path, helia_asking: Callable[..., AbstractContextManager[Helia]]
+) -> None:
+    layout = Layout(tmp_path / "layout")
+    image = make_image(layout, layers=1, layer_bytes=6 * MIB + 11)
+    layer = image.parts[1]
+    root = cid_text(Metainfo.of_bytes(layout.read(layer.digest)).root)
+    (port,) = free_ports(1)
+    with (
+        containers("skopeo", tmp_path / "skopeo") as tools,
+        separate(tmp_path / "swarm", tracker={"gateway.private_addresses": "true"}) as swarm,
+        # of those who have it Helia takes the first; so it asks for addresses of a kind that only the node has
+        helia_asking(str(swarm.tracker.facts["url"]), "dns") as helia,
+    ):
+        tools.push(layout, f"{swarm.tracker.registry}/acme/api:1", swarm)
+        gateway = {"gateway.host": "127.0.0.1", "gateway.port": str(port)}
+        node = swarm.add_node({**gateway, "gateway.advertise": f"http://localhost:{port}"})
+        tools.pull(f"{node.registry}/acme/api:1", tmp_path / "pulled")
+        told = f"/routing/v1/providers/{root}?filter-addrs=dns"
+        eventually("the node is named", lambda: b"localhost" in swarm.tracker.request("GET", told).body)
+        assert helia.fetch(root, tmp_path / "fetched") == layer.size
+        assert (tmp_path / "fetched").read_bytes() == layout.read(layer.digest)
+        assert node.counters().served["gateway"] >= layer.size
+        assert swarm.tracker.counters().served["gateway"] == 0
 
 
 def test_nodes_pull_from_helias_gateway_with_tracker_and_peers_dead(tmp_path: Path, helia_node: Helia) -> None:

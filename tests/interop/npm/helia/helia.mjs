@@ -1,5 +1,5 @@
 // A Helia node without libp2p: a trustless gateway over what it holds, and a client of other gateways.
-// Usage: node helia.mjs FOLDER [ROUTER-URL]. The first line it prints is {"gateway": URL}; then one answer for each
+// Usage: node helia.mjs FOLDER [ROUTER-URL [KIND-OF-ADDRESSES]]. The first line it prints is {"gateway": URL}; then one answer for each
 // line of standard input, a JSON array of a command and its arguments. It ends with its standard input.
 import { createReadStream } from 'node:fs'
 import { open } from 'node:fs/promises'
@@ -20,13 +20,13 @@ import { fixedSize } from 'ipfs-unixfs-importer/chunker'
 import { balanced } from 'ipfs-unixfs-importer/layout'
 import { CID } from 'multiformats/cid'
 
-const [folder, router] = process.argv.slice(2)
+const [folder, router, kind] = process.argv.slice(2)
 const blockstore = new FsBlockstore(folder)
 await blockstore.open()
 const node = createHeliaLight({
   start: false,
   blockstore,
-  routers: router ? [delegatedHTTPRouter({ url: router })] : [],
+  routers: router ? [delegatedHTTPRouter({ url: router, ...(kind ? { filterAddrs: [kind] } : {}) })] : [],
   // without a router it knows of no gateway, but there has to be a way
   blockBrokers: [trustlessGatewayBlockBroker({ allowInsecure: true, allowLocal: true })]
 })
@@ -47,6 +47,12 @@ async function serve (request, response) {
   if (answer.body) await pipeline(Readable.fromWeb(answer.body), response)
   else response.end()
 }
+
+// its client of routers cancels answers that are being read, where nobody can catch what comes of that
+process.on('uncaughtException', error => {
+  console.error(error)
+  if (error.code !== 'ERR_INVALID_STATE') process.exit(1)
+})
 
 const commands = {
   // without options: the profile unixfs-v1-2025
