@@ -122,7 +122,7 @@ class Gateway(Section, frozen=True):
     ] = 4
     queue: Annotated[
         Size, Setting("Transfers that may wait their turn; who asks for one more is told to come later.")
-    ] = 64
+    ] = 256
     egress: Annotated[
         Positive | None,
         Setting("The most bytes a second sent to IPFS clients; unset: no limit.", unit="bytes/s", example=20 * MIB),

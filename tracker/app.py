@@ -198,7 +198,7 @@ def _assemble(
 
     services = front_parts.services(settings, db, keyring, accounts, catalog, known.nodes, node_facts)
     blobs, blocks = Blobs(catalog, objects), PostgresIpfsBlocks(db)
-    public = PublicBlocks(blocks, catalog, blobs)
+    public = PublicBlocks(blocks, catalog, blobs, lookups=max(1, settings.database.pool // 4))
     ipfs = front_parts.ipfs(settings, public, announces, lambda: (keyring.peer_id, url))
     handlers: dict[str, Handler] = {
         "registry": front_parts.front(settings, services, objects, uploads, sweeper.pulls.count, ipfs),

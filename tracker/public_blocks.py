@@ -13,17 +13,18 @@ from tracker.blobs import Blobs
 from tracker.catalog.base import Catalog
 from tracker.catalog.ipfs_blocks import IpfsBlocks
 
-#: Questions to the database at once, and those that may wait: anybody may ask, and others need its connections.
-LOOKUPS: Final = 3
-WAITING: Final = 256
+#: Questions to the database that may wait.
+WAITING: Final = 1024
 
 
 class PublicBlocks:
-    """A ``Shelf``. Whether a block is public is asked each time: what becomes private is gone with that."""
+    """A ``Shelf``. Whether a block is public is asked each time: what becomes private is gone with that.
 
-    def __init__(self, blocks: IpfsBlocks, catalog: Catalog, blobs: Blobs) -> None:
+    ``lookups``: questions to the database at once. Anybody may ask, and others need its connections."""
+
+    def __init__(self, blocks: IpfsBlocks, catalog: Catalog, blobs: Blobs, *, lookups: int = 2) -> None:
         self._blocks, self._catalog, self._blobs = blocks, catalog, blobs
-        self._lookups = Slots(LOOKUPS, WAITING)
+        self._lookups = Slots(lookups, WAITING)
 
     async def find(self, cid: bytes) -> BlockOf | Whole | None:
         """See ``Shelf``. Raises RequestError (TOOMANYREQUESTS) too."""

@@ -118,7 +118,7 @@ class Gateway(Section, frozen=True):
     ] = 16
     queue: Annotated[
         Size, Setting("How many such transfers may wait; clients beyond that are told to come back later.")
-    ] = 64
+    ] = 512
     egress: Annotated[
         Positive | None,
         Setting("The most bytes a second sent to IPFS clients; unset: no limit.", unit="bytes/s", example=100 * MIB),

@@ -11,6 +11,7 @@ from p2pregistry.content.metainfo import BlobRef, Metainfo
 from p2pregistry.content.subdag import MAX_WHOLE, BlockOf, Whole
 from p2pregistry.digest import CID_RAW_PREFIX, Digest
 from p2pregistry.errors import NotFound
+from p2pregistry.serve.ipfs_gateway import BUILDERS
 from p2pregistry.serve.peer_api import Held
 from p2pregistry.store.base import OpenBytes
 from p2pregistry.store.blocks import BlockIndex
@@ -31,11 +32,11 @@ class HeldBlocks:
 
     def __init__(self, blocks: BlockIndex, known: Known, visible: Visible, held: Held) -> None:
         self._blocks, self._known, self._visible, self._held = blocks, known, visible, held
+        self._builders = trio.CapacityLimiter(BUILDERS)
 
     async def find(self, cid: bytes) -> BlockOf | Whole | None:
         """See ``Shelf``."""
-        await trio.lowlevel.checkpoint()
-        for found in self._blocks.find(cid):
+        for found in await self._blocks_of(cid):
             if self._visible.may_have(ANYONE, found.ref.digest):
                 return found
         if cid[:4] == CID_RAW_PREFIX:
@@ -44,6 +45,13 @@ class HeldBlocks:
             if manifest is not None and len(manifest.body) <= MAX_WHOLE and self._visible.claims(ANYONE, digest):
                 return Whole(manifest.body)
         return None
+
+    async def _blocks_of(self, cid: bytes) -> list[BlockOf]:
+        if cid[:4] == CID_RAW_PREFIX:
+            await trio.lowlevel.checkpoint()
+            return list(self._blocks.find(cid))
+        # inner nodes are compared with a tree that is built for it
+        return await trio.to_thread.run_sync(lambda: list(self._blocks.find(cid)), limiter=self._builders)
 
     async def metainfo(self, ref: BlobRef) -> Metainfo:
         """See ``Shelf``."""

@@ -19,10 +19,11 @@ from p2pregistry.content.gateway_request import RAW
 from p2pregistry.content.metainfo import Metainfo
 from p2pregistry.content.unixfs import PIECE_SIZE
 from p2pregistry.digest import CID_RAW_PREFIX, Digest, cid_text
+from p2pregistry.serve.ipfs_gateway import IpfsGateway
 from p2pregistry.serve.peer_api import Slots
-from p2pregistry.testing.gateway import file_of, gateway_of, read_car
+from p2pregistry.testing.gateway import file_of, gateway_of, public_blocks, read_car
 from p2pregistry.testing.handlers import call
-from p2pregistry.testing.http import Answer, request, running
+from p2pregistry.testing.http import PATIENCE, Answer, raw_client, request, running
 from p2pregistry.testing.tracker_api import Registry, registry
 from tracker.catalog.check import BY
 
@@ -274,6 +275,37 @@ async def test_too_many_transfers_are_turned_away(tmp_path: Path) -> None:
         assert answers[0].status == 200
         for query in ("?format=raw", "?format=car"):  # each has given back its slot
             assert (await ask(INFO.root, query)).status == 200
+
+
+async def test_a_client_that_leaves_frees_its_slot(tmp_path: Path) -> None:
+    large = random.Random(9).randbytes(24 * PIECE_SIZE)  # more than the kernel takes
+    root = cid_text(Metainfo.of_bytes(large).root)
+    async with listening(tmp_path, Slots(1, 4)) as ask:
+        await ask.made.push_image(REPO, "2", large)
+        async with await raw_client(ask.url) as client:
+            await client.send(f"GET /ipfs/{root}?format=car HTTP/1.1\r\nHost: x\r\n\r\n".encode())
+            await client.receive_until(b"\r\n\r\n")
+            assert ask.slots._free == 0
+        with trio.fail_after(PATIENCE):
+            assert (await ask(INFO.root, "?format=raw")).status == 200, "it waited for the slot and got it"
+        assert 0 < ask.served[0] < len(large)
+
+
+async def test_what_is_sent_keeps_to_a_rate(tmp_path: Path) -> None:
+    paced: list[int] = []
+
+    async def pace(count: int) -> None:
+        await trio.lowlevel.checkpoint()
+        paced.append(count)
+
+    async with registry(tmp_path) as made:
+        await made.push_image(REPO, "1", LAYER)
+        served: list[int] = []
+        gateway = IpfsGateway(public_blocks(made), Slots(2, 2), served=served.append, pace=pace)
+        async with running(gateway) as url:
+            for cid, query in ((INFO.root, "raw"), (CID_RAW_PREFIX + INFO.hash(0), "raw"), (INFO.root, "car")):
+                assert (await request(url, "GET", f"/ipfs/{cid_text(cid)}?format={query}")).status == 200
+        assert sum(paced) == sum(served) > 3 * PIECE_SIZE
 
 
 @settings(deadline=None, max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
