@@ -132,7 +132,9 @@ async def open_services(settings: TrackerSettings, stack: AsyncExitStack) -> dic
     if "car-upload" in said.services:
         token = _token(said.upload_token, said.upload_token_file, "ipfs.upload_token_file")
         endpoint = Endpoint(said.upload_url or "", token)
-        opened = open_upload(endpoint, method=said.upload_method, remove_url=said.upload_remove_url)
+        opened = open_upload(
+            endpoint, method=said.upload_method, remove_url=said.upload_remove_url, field=said.upload_field
+        )
         found["car-upload"] = UploadService(await stack.enter_async_context(opened))
     if "pinning" in said.services:
         token = _token(said.pinning_token, said.pinning_token_file, "ipfs.pinning_token_file")

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+import re
+from typing import Annotated, Final, Literal
 from urllib.parse import urlsplit
 
 from p2pregistry.errors import SettingsError
@@ -10,6 +11,7 @@ from p2pregistry.settings import Positive, Seconds, Section, Setting
 from tracker.storage_settings import Kubo
 
 Texts = tuple[str, ...]
+_FIELD: Final = re.compile(r"[A-Za-z0-9._-]{1,64}")
 Service = Literal["kubo", "car-upload", "pinning"]
 
 
@@ -43,6 +45,10 @@ class Ipfs(Section, frozen=True):
         ),
     ] = None
     upload_method: Annotated[Literal["POST", "PUT"], Setting("The method of those requests.")] = "POST"
+    upload_field: Annotated[
+        str | None,
+        Setting("Send the CAR as this field of a form (multipart/form-data); unset: as the body.", example="file"),
+    ] = None
     upload_remove_url: Annotated[
         str | None,
         Setting(
@@ -85,6 +91,8 @@ def check_ipfs(ipfs: Ipfs, kubo: Kubo) -> None:
         url = getattr(ipfs, name)
         if url is not None and not _is_url(url):
             raise SettingsError(f"$.ipfs.{name}: a URL that begins with http:// or https:// and shows no password")
+    if ipfs.upload_field is not None and not _FIELD.fullmatch(ipfs.upload_field):
+        raise SettingsError("$.ipfs.upload_field: up to 64 letters, digits and . _ -")
     for name in ("upload_token", "pinning_token"):
         if getattr(ipfs, name) is not None and getattr(ipfs, f"{name}_file") is not None:
             raise SettingsError(f"$.ipfs.{name}_file: ipfs.{name} is set too; give one of them")

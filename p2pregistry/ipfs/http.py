@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import secrets
 import ssl
 from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Mapping
 from contextlib import asynccontextmanager, suppress
@@ -75,6 +76,32 @@ async def walked(iterable: AsyncIterable[bytes]) -> AsyncIterator[AsyncIterator[
     finally:
         if isinstance(chunks, AsyncGenerator):
             await chunks.aclose()
+
+
+class Form:
+    """A form of one file (RFC 7578). ``field``: its name, in plain letters."""
+
+    def __init__(self, field: str) -> None:
+        boundary = secrets.token_hex(16)
+        self.content_type = f"multipart/form-data; boundary={boundary}"
+        self._head = (
+            f'--{boundary}\r\nContent-Disposition: form-data; name="{field}"; filename="file"\r\n'
+            "Content-Type: application/octet-stream\r\n\r\n"
+        ).encode()
+        self._tail = f"\r\n--{boundary}--\r\n".encode()
+
+    def size(self, content: int) -> int:
+        """Bytes of the form with so many of content."""
+        return len(self._head) + content + len(self._tail)
+
+    async def around(self, content: AsyncIterable[bytes]) -> AsyncGenerator[bytes, None]:
+        """The form's bytes."""
+        yield self._head
+        async with walked(content) as chunks:
+            async for data in chunks:
+                if data:
+                    yield data
+        yield self._tail
 
 
 async def send(client: httpx.AsyncClient, request: httpx.Request, whose: str) -> httpx.Response:

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import hashlib
 import re
-import secrets
 from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass, field
@@ -23,7 +22,7 @@ import httpx
 from p2pregistry.digest import CID_DAG_PB_PREFIX, CID_RAW_PREFIX, cid_text
 from p2pregistry.errors import BadContent, NotFound, RemoteBusy, SettingsError
 from p2pregistry.ipfs import kubo_answers as answers
-from p2pregistry.ipfs.http import beginning, broken, cut_short, make_client, send, sending, walked, whole
+from p2pregistry.ipfs.http import Form, beginning, broken, cut_short, make_client, send, sending, walked, whole
 from p2pregistry.ipfs.kubo_answers import Exists, FileEntry, FileStat, Imported, KuboError, RepoStat, authorization
 
 __all__ = ["Exists", "FileEntry", "FileStat", "Imported", "Kubo", "KuboConfig", "KuboError", "RepoStat", "kubo_config"]
@@ -102,9 +101,9 @@ class Kubo:
             if files is None:
                 request = self._client.build_request("POST", url, headers=self._headers, timeout=timeout)
             else:
-                boundary = secrets.token_hex(16)
-                headers = {**self._headers, "Content-Type": f"multipart/form-data; boundary={boundary}"}
-                content = await stack.enter_async_context(walked(_multipart(files, boundary)))
+                form = Form("file")
+                content = await stack.enter_async_context(walked(form.around(files)))
+                headers = {**self._headers, "Content-Type": form.content_type}
                 request = sending(self._client, "POST", url, headers, content, timeout)
             response = await send(self._client, request, _DAEMON)
             try:
@@ -279,18 +278,6 @@ def _looking(timeout: float | None, *, offline: bool) -> tuple[dict[str, str], f
 async def _pieces(data: bytes) -> AsyncIterator[bytes]:
     for at in range(0, max(1, len(data)), _SEND):
         yield data[at : at + _SEND]
-
-
-async def _multipart(files: AsyncIterable[bytes], boundary: str) -> AsyncIterator[bytes]:
-    yield (
-        f'--{boundary}\r\nContent-Disposition: form-data; name="file"; filename="file"\r\n'
-        "Content-Type: application/octet-stream\r\n\r\n"
-    ).encode()
-    async with walked(files) as chunks:
-        async for data in chunks:
-            if data:
-                yield data
-    yield f"\r\n--{boundary}--\r\n".encode()
 
 
 @asynccontextmanager

@@ -93,9 +93,9 @@ def pins(data: bytes) -> list[Pin]:
 
 def uploaded_root(data: bytes) -> bytes | None:
     """The CID that an answer to an upload names, under ``cid``, ``root`` or ``value.cid``, as text or as
-    ``{"/": text}``; None if it names none that could be compared. Never raises."""
+    ``{"/": text}``, in its last line; None if it names none that could be compared. Never raises."""
     try:
-        answer = msgspec.json.decode(data)
+        answer = msgspec.json.decode(data.rstrip().rpartition(b"\n")[2])
     except _JSON_ERRORS:
         return None
     if isinstance(answer, dict) and isinstance(answer.get("value"), dict):

@@ -22,7 +22,7 @@ import msgspec
 from p2pregistry.digest import cid_text
 from p2pregistry.errors import BadContent
 from p2pregistry.ipfs import pinning_answers as answers
-from p2pregistry.ipfs.http import beginning, make_client, send, sending, walked, whole
+from p2pregistry.ipfs.http import Form, beginning, make_client, send, sending, walked, whole
 from p2pregistry.ipfs.pinning_answers import Pin, ServiceRefused
 
 _THE_SERVICE: Final = "the service"
@@ -121,15 +121,21 @@ class PinningService(_Service):
 
 class CarUpload(_Service):
     """A service that takes a CAR in one request. Made by ``open_upload``. ``remove_url``: what is sent DELETE to unpin,
-    with ``{cid}`` in it."""
+    with ``{cid}`` in it. ``field``: the CAR is sent as this field of a form; None: as the body."""
 
-    def __init__(self, endpoint: Endpoint, client: httpx.AsyncClient, method: str, remove_url: str | None) -> None:
+    def __init__(
+        self, endpoint: Endpoint, client: httpx.AsyncClient, method: str, remove_url: str | None, field: str | None
+    ) -> None:
         super().__init__(endpoint, client)
-        self._upload_url, self._method, self._remove_url = endpoint.url, method, remove_url
+        self._upload_url, self._method, self._remove_url, self._field = endpoint.url, method, remove_url, field
 
     async def upload(self, cid: bytes, size: int, car: AsyncIterable[bytes]) -> bytes | None:
         """Send a CAR of ``size`` bytes; the root that the service names, if it names one."""
         headers = {**self._headers, "Content-Type": "application/vnd.ipld.car"}
+        if self._field is not None:
+            form = Form(self._field)
+            headers["Content-Type"] = form.content_type
+            car, size = form.around(car), form.size(size)
         url = self._upload_url.replace("{cid}", cid_text(cid))
         timeout = httpx.Timeout(_SILENCE, connect=_CONNECT, read=_SLOW)
         async with walked(car) as chunks:
@@ -164,8 +170,8 @@ async def open_pinning(endpoint: Endpoint) -> AsyncIterator[PinningService]:
 
 @asynccontextmanager
 async def open_upload(
-    endpoint: Endpoint, *, method: str = "POST", remove_url: str | None = None
+    endpoint: Endpoint, *, method: str = "POST", remove_url: str | None = None, field: str | None = None
 ) -> AsyncIterator[CarUpload]:
     """Raises LocalError if ``ca_file`` cannot be used."""
     async with make_client(connections=16, ca_file=endpoint.ca_file) as client:
-        yield CarUpload(endpoint, client, method, remove_url)
+        yield CarUpload(endpoint, client, method, remove_url, field)

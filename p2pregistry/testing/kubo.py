@@ -190,7 +190,7 @@ class StubKubo:
             return Response(404, body=b"404 page not found")
         body = b""
         if request.header("content-type") is not None:
-            body = _part(await request.body.read(_BODY_MOST), request.header("content-type") or "")
+            body = part_of(await request.body.read(_BODY_MOST), request)
         try:
             if self.before is not None:
                 await self.before(command)
@@ -379,9 +379,9 @@ def _cid(text: str) -> bytes:
     return parse_cid(text.removeprefix("/ipfs/"))
 
 
-def _part(body: bytes, content_type: str) -> bytes:
-    """The bytes of the only part."""
-    boundary = content_type.partition("boundary=")[2].encode()
+def part_of(body: bytes, request: Request) -> bytes:
+    """The bytes of the only part of a form."""
+    boundary = (request.header("content-type") or "").partition("boundary=")[2].encode()
     first, _, rest = body.partition(b"\r\n\r\n")
     data, tail, _ = rest.rpartition(b"\r\n--" + boundary + b"--")
     if not first.startswith(b"--" + boundary) or not tail:

@@ -14,6 +14,7 @@ from p2pregistry.content.car import CarReader
 from p2pregistry.errors import BadContent
 from p2pregistry.serve.http import Request, Response
 from p2pregistry.testing.http import running
+from p2pregistry.testing.kubo import part_of
 
 TOKEN: Final = "the-token-of-pins"  # noqa: S105 - of tests
 
@@ -75,8 +76,11 @@ class StubPinning:
         reader = CarReader()
         blocks: dict[bytes, bytes] = {}
         try:
-            async for data in request.body:
-                blocks.update(reader.feed(data))
+            if (request.header("content-type") or "").startswith("multipart/"):
+                blocks.update(reader.feed(part_of(await request.body.read(64 << 20), request)))
+            else:
+                async for data in request.body:
+                    blocks.update(reader.feed(data))
             reader.close()
         except BadContent:
             return _answer(400, {"error": {"reason": "BAD_CAR"}})

@@ -63,6 +63,8 @@ def test_roots_of_uploads_in_the_forms_that_there_are(hash_: bytes) -> None:
         {"root": {"/": text}},
     ):
         assert answers.uploaded_root(json.dumps(document).encode()) == cid
+    lines = "\n".join(json.dumps(document) for document in ({"name": "a"}, {"cid": text}))
+    assert answers.uploaded_root(f"{lines}\n".encode()) == cid
     assert answers.uploaded_root(json.dumps({"cid": "Qm" + "a" * 44}).encode()) is None
 
 

@@ -43,10 +43,10 @@ async def with_pinning(stub: StubPinning | None = None) -> AsyncIterator[tuple[H
 
 
 @asynccontextmanager
-async def with_upload(stub: StubPinning | None = None) -> AsyncIterator[tuple[Here, StubPinning]]:
-    async with stub_pinning(stub) as (url, state):
+async def with_upload(field: str | None = None) -> AsyncIterator[tuple[Here, StubPinning]]:
+    async with stub_pinning() as (url, state):
         to = f"{url}/upload/{{cid}}"
-        async with open_upload(Endpoint(to, TOKEN), method="PUT", remove_url=to) as upload:
+        async with open_upload(Endpoint(to, TOKEN), method="PUT", remove_url=to, field=field) as upload:
             yield await one_image(UploadService(upload), "car-upload", LAYER), state
 
 
@@ -288,8 +288,9 @@ async def test_pins_that_fail_or_are_forgotten_or_are_of_something_else() -> Non
         assert first not in stub.pins
 
 
-async def test_uploads_of_cars() -> None:
-    async with with_upload() as (acme, stub):
+@pytest.mark.parametrize("field", [None, "file"], ids=["as the body", "in a form"])
+async def test_uploads_of_cars(field: str | None) -> None:
+    async with with_upload(field) as (acme, stub):
         publisher = acme.publisher()
         await acme.settle(publisher)
         assert await acme.said() == dict.fromkeys(("blob", "manifest", "claim"), ("published", None))

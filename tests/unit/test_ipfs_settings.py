@@ -45,6 +45,7 @@ REFUSED = [
     ({"ipfs.upload_token": "a", "ipfs.upload_token_file": "b"}, "ipfs.upload_token_file"),
     ({"ipfs.pinning_token": "a", "ipfs.pinning_token_file": "b"}, "ipfs.pinning_token_file"),
     ({"kubo.secret": "a", "kubo.secret_file": "b"}, "kubo.secret_file"),
+    ({"ipfs.upload_field": 'a"b'}, "ipfs.upload_field"),
     ({"ipfs.origins": ["host:4001"]}, "ipfs.origins[0]"),
     ({"ipfs.origins": ["/ip4/192.0.2.1"] * 21}, "ipfs.origins"),
 ]
