@@ -211,10 +211,11 @@ def _kept(host: str) -> Credentials | None:
 
 def _take(registry: Registry, name: ImageName, platforms: tuple[Platform, ...] | None) -> Inventory:
     from p2pregistry.image.inventory import take
+    from p2pregistry.image.listing import printable
 
     found = take(registry, name.reference, platforms)
     for missing in found.missing:
-        click.echo(f"left out, not in this registry: {missing.digest} ({missing.media_type})", err=True)
+        click.echo(f"left out, not in this registry: {missing.digest} ({printable(missing.media_type)})", err=True)
     return found
 
 

@@ -62,7 +62,7 @@ def lines(name: ImageName, inventory: Inventory, gateway: str) -> Iterator[str]:
     for item in inventory.items:
         yield ""
         about = (item.kind, str(item.digest), human(item.size), item.media_type, item.platform)
-        yield "  ".join(part for part in about if part)
+        yield "  ".join(printable(part) for part in about if part)
         if item.root is None:
             yield "  root CID not known: this registry does not state it; --read reckons it by downloading the blob"
             continue
@@ -71,12 +71,17 @@ def lines(name: ImageName, inventory: Inventory, gateway: str) -> Iterator[str]:
             yield f"    {command}"
     for missing in inventory.missing:
         yield ""
-        yield f"not in this registry: {missing.digest}  {human(missing.size)}  {missing.media_type}"
+        yield f"not in this registry: {missing.digest}  {human(missing.size)}  {printable(missing.media_type)}"
     yield ""
     yield "Whatever fetched a part: sha256sum of the file is its digest."
 
 
 _SAID: Final = {"bytes": "", "claim": "  (as the registry's claim says)", "read": "  (reckoned from the bytes)"}
+
+
+def printable(text: str) -> str:
+    """What a manifest says, as a terminal may have it: 100 characters at most, none of which moves a cursor."""
+    return "".join(char if char.isprintable() else "?" for char in text[:100])
 
 
 def human(size: int) -> str:

@@ -40,12 +40,12 @@ def test_both_programs_state_the_roots_of_claims_and_a_car_is_made(tmp_path: Pat
     image = make_image(layout, layers=2, layer_bytes=2 * PIECE_SIZE)
     with separate(tmp_path / "swarm", nodes=1) as swarm:
         swarm.push(layout, image, "acme/api")
-        _check(swarm, layout, image.digest, [image.digest, *(part.digest for part in image.parts)], tmp_path)
-        # a repository that is not for everybody: the password comes from standard input, or from docker's file
+        _check(swarm, layout, [image.digest, *(part.digest for part in image.parts)], tmp_path)
+        # a repository that is not for everybody: the password comes from standard input
         _private(swarm, tmp_path)
 
 
-def _check(swarm: Cluster, layout: Layout, top: str, digests: list[str], folder: Path) -> None:
+def _check(swarm: Cluster, layout: Layout, digests: list[str], folder: Path) -> None:
     roots = {digest: cid_text(Metainfo.of_bytes(layout.read(digest)).root) for digest in digests}
     for where, tag in ((swarm.tracker, "1"), (swarm.nodes[0], "1")):
         said = json.loads(command("cid", f"{where.registry}/acme/api:{tag}", "--json", home=folder).stdout)
@@ -53,8 +53,6 @@ def _check(swarm: Cluster, layout: Layout, top: str, digests: list[str], folder:
         assert [part["known"] for part in said["parts"]] == ["bytes", "bytes", "claim", "claim"]
     # nothing was fetched to say so
     assert swarm.nodes[0].counters().fetched.get("tracker", 0) < PIECE_SIZE
-    text = command("cid", f"{swarm.nodes[0].localhost}/acme/api@{top}", home=folder).stdout
-    assert all(cid in text for cid in roots.values())
     car = folder / "image.car"
     done = command("export", f"{swarm.nodes[0].localhost}/acme/api:1", "--car", str(car), "--json", home=folder)
     assert [part["cid"] for part in json.loads(done.stdout)["parts"]] == [roots[digest] for digest in digests]
@@ -62,11 +60,6 @@ def _check(swarm: Cluster, layout: Layout, top: str, digests: list[str], folder:
     leaves = b"".join(block for cid, block in reader.feed(car.read_bytes()) if cid.startswith(CID_RAW_PREFIX))
     reader.close()
     assert leaves == b"".join(layout.read(digest) for digest in digests)
-    one = command(
-        "export", f"{swarm.tracker.registry}/acme/api:1", "--car", str(car), "--blob", digests[2], home=folder
-    )
-    assert one.stdout.split() == ["layer", digests[2], roots[digests[2]]]
-    assert car.stat().st_size < len(layout.read(digests[2])) + 10_000
     refused = command("export", f"{swarm.tracker.registry}/acme/api:2", "--car", str(car), home=folder, status=1)
     assert refused.stderr.endswith("has no acme/api manifest 2\n")
     assert len(refused.stderr.splitlines()) == 1
@@ -90,11 +83,6 @@ def _private(swarm: Cluster, folder: Path) -> None:
     login = ("--username", swarm.username, "--password-stdin")
     said = json.loads(command("cid", name, "--json", *login, stdin=swarm.password + "\n", home=folder).stdout)
     assert [part["platform"] for part in said["parts"] if part["kind"] == "manifest"] == ["linux/amd64", "linux/arm64"]
-    (folder / ".docker").mkdir()
-    kept = {"auths": {swarm.tracker.registry: {"auth": basic(swarm).removeprefix("Basic ")}}}
-    (folder / ".docker" / "config.json").write_text(json.dumps(kept))
-    only = json.loads(command("cid", name, "--json", "--platform", "linux/arm64", home=folder).stdout)
-    assert [part["kind"] for part in only["parts"]] == ["index", "manifest", "config", "layer"]
 
 
 @contextmanager

@@ -216,6 +216,13 @@ def test_what_people_and_programs_are_told(tmp_path: Path) -> None:
     assert all(command in text for part in said["parts"] for command in part["commands"].values())
 
 
+def test_a_manifest_moves_no_cursor(tmp_path: Path) -> None:
+    item = Item("layer", Digest.of(b"x"), 1, "a\x1b[2Jb\r", platform="linux/\x9b")
+    text = "".join(listing.lines(parse_image("acme/api:1"), Inventory((item,), ()), "https://gw.example"))
+    assert "a?[2Jb?" in text
+    assert text.isprintable()
+
+
 @pytest.mark.parametrize(("size", "text"), [(0, "0 B"), (1023, "1023 B"), (1536, "1.5 KiB"), (1 << 40, "1.0 TiB")])
 def test_sizes_for_people(size: int, text: str) -> None:
     assert listing.human(size) == text
