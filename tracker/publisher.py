@@ -24,8 +24,8 @@ POLL: Final = 1.0
 _EVERYTHING: Final = 3600.0
 _COUNT: Final = 60.0
 _REMEMBER: Final = 7 * 86400.0
-#: Changes that are looked at in one transaction.
-_CHANGES: Final = 100
+#: Repositories that are looked at in one transaction.
+_AT_ONCE: Final = 10
 #: Seconds that nobody else takes a job, and between two times that this is said again.
 LEASE: Final = 20.0
 _RENEW: Final = 5.0
@@ -140,7 +140,7 @@ class Publisher:
         await self._publishing.prune(_REMEMBER)
 
     async def _look(self) -> None:
-        while await self._publishing.reconcile(_CHANGES, tuple(self._services), encrypted=self._encrypted):
+        while await self._publishing.reconcile(_AT_ONCE, tuple(self._services), encrypted=self._encrypted):
             pass
 
     async def _count(self) -> None:

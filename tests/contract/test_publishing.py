@@ -126,3 +126,23 @@ async def test_several_trackers_share_the_work_and_do_nothing_twice(database: st
     finally:
         for db in databases:
             db.close()
+
+
+async def test_who_looks_at_changes_looks_alone_and_at_all_of_a_repository(database: str) -> None:
+    db = Db(database)
+    try:
+        await migrate(db)
+        publishing = PostgresPublishing(db)
+        with psycopg.connect(database) as connection:
+            connection.execute("insert into ipfs_changed (repository_id) select 1 from generate_series(1, 1000)")
+            connection.execute("insert into ipfs_changed (repository_id) values (2), (1)")
+            connection.commit()
+            connection.execute("select pg_advisory_xact_lock(7077331)")
+            assert await publishing.reconcile(10, ["kubo"], encrypted=False) == 0
+        assert await publishing.reconcile(1, ["kubo"], encrypted=False) == 1
+        with psycopg.connect(database) as connection:
+            assert connection.execute("select repository_id from ipfs_changed").fetchall() == [(2,)]
+        assert await publishing.reconcile(1, ["kubo"], encrypted=False) == 1
+        assert await publishing.reconcile(1, ["kubo"], encrypted=False) == 0
+    finally:
+        db.close()

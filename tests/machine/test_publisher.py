@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from datetime import UTC, datetime
 
 import pytest
 import trio
@@ -13,12 +14,14 @@ from p2pregistry.content.metainfo import Metainfo
 from p2pregistry.digest import CID_RAW_PREFIX, cid_text
 from p2pregistry.ipfs.kubo import kubo_config, open_kubo
 from p2pregistry.ipfs.services import Endpoint, open_pinning, open_upload
-from p2pregistry.serve.http import Response
+from p2pregistry.observe import ipfs_figures
+from p2pregistry.serve.http import Response, Stream
 from p2pregistry.testing.kubo import MIB, StubKubo, refused, stub_kubo
 from p2pregistry.testing.objects import pattern
 from p2pregistry.testing.pinning import TOKEN, StubPinning, stub_pinning
 from p2pregistry.testing.publishing import Here, one_image
 from tracker.catalog.check import BY
+from tracker.catalog.publishing import Progress
 from tracker.ipfs_services import KuboService, PinService, UploadService
 
 LAYER = pattern(2 * MIB + 77)
@@ -78,7 +81,13 @@ async def test_a_daemon_that_has_the_blobs_already_only_pins() -> None:
         assert (await acme.states())["blob"].sent == 0
 
 
+async def cut_off() -> AsyncIterator[bytes]:
+    yield b'{"Root":'
+    raise trio.BrokenResourceError
+
+
 KUBO_FAILURES = {
+    "dies": (Response(200, body=Stream(cut_off(), None)), "queued", "cannot be reached"),
     "500": (refused("something broke"), "queued", "something broke"),
     "429": (Response(429), "queued", "too much to do"),
     "no answer": (Response(200), "queued", "did not say"),
@@ -332,3 +341,33 @@ async def test_a_service_that_is_away_costs_no_tries(monkeypatch: pytest.MonkeyP
         states = (await acme.states()).values()
         assert {(one.state, one.attempts) for one in states} == {("queued", 0)}
         assert all("cannot be reached" in (one.error or "") for one in states)
+
+
+async def test_figures_for_who_watches() -> None:
+    async with with_kubo() as (acme, stub):
+        stub.scripted["dag/import"] = [Response(200, body=b'{"Root":{"Cid":{"/":"bafkqaaa"},"PinErrorMsg":""}}')]
+        figures = ipfs_figures()
+        given_up = figures.failures.labels("kubo")._value.get()
+        sent = figures.sent.labels("kubo")._value.get()
+        publisher = acme.publisher(concurrency=1)
+        await acme.settle(publisher)
+        await publisher._count()
+        assert figures.failures.labels("kubo")._value.get() == given_up + 1
+        assert figures.jobs.labels("kubo", "failed")._value.get() == 1
+        assert figures.jobs.labels("kubo", "published")._value.get() == 2
+        assert figures.size.labels("kubo", "failed")._value.get() == len(LAYER)
+        assert figures.sent.labels("kubo")._value.get() > sent
+
+
+async def test_progress_is_written_down_while_a_car_is_sent(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tracker.publisher._RENEW", 0.01)
+    acme = await one_image(_Swallow(), "kubo", LAYER)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(acme.publisher(rate=MIB, concurrency=1).run)
+        with trio.fail_after(20):
+            while not 0 < (await acme.states()).get("blob", _NOTHING).sent < len(LAYER):
+                await trio.sleep(0.01)
+        nursery.cancel_scope.cancel()
+
+
+_NOTHING = Progress(b"", "kubo", "queued", 0, 0, None, None, datetime.now(UTC))

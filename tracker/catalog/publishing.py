@@ -82,7 +82,8 @@ class Publishing(Protocol):
         """Look at every repository again that is published or is to be."""
 
     async def reconcile(self, limit: int, services: Sequence[str], *, encrypted: bool) -> int:
-        """Look at ``limit`` changes at most; how many there were."""
+        """Look at ``limit`` repositories at most in which something has changed; how many there were. One tracker at a
+        time does: meanwhile there are none for others."""
 
     async def claim(self, services: Sequence[str], limit: int, lasts: float, *, only: str | None = None) -> list[Job]:
         """Jobs that are due, for ``lasts`` seconds, ``only`` of one service or of all. Of one root the service

@@ -16,10 +16,12 @@ from tracker.publishing import Image, Item, block, looked_into, wanted
 
 #: Only one tracker at a time decides what is wanted: two that saw different repositories could each take a root for
 #: wanted by nobody, or by somebody.
-_ALONE: Final = "select pg_advisory_xact_lock(7077331)"
+_ALONE: Final = "select pg_try_advisory_xact_lock(7077331)"
+# All that was noted of a repository at once: a garbage collector may have taken thousands of blobs out of it.
 _TAKE: Final = """
-delete from ipfs_changed where id in (select id from ipfs_changed order by id limit %s for update skip locked)
-returning repository_id
+delete from ipfs_changed where repository_id in (
+    select repository_id from ipfs_changed group by repository_id order by min(id) limit %s
+) returning repository_id
 """
 _MARK_ALL: Final = """
 insert into ipfs_changed (repository_id)
@@ -251,17 +253,16 @@ def _unpublish(connection: Connection, pattern: str, by: By) -> bool:
 
 
 def _reconcile(connection: Connection, limit: int, services: list[str], encrypted: bool) -> int:
-    connection.execute(_ALONE)
-    taken = connection.execute(_TAKE, (limit,)).fetchall()
-    if not taken:
-        return 0
-    patterns = _globs(connection)
+    row = connection.execute(_ALONE).fetchone()
+    taken = connection.execute(_TAKE, (limit,)).fetchall() if row is not None and row[0] else []
+    repositories = sorted({repository for (repository,) in taken})
+    patterns = _globs(connection) if repositories else []
     gone: set[bytes] = set()
-    for number in dict.fromkeys(repository for (repository,) in taken):
+    for number in repositories:
         gone |= _look_at(connection, number, patterns, services, encrypted)
     if gone:
         connection.execute(_UNPIN, (list(gone),))
-    return len(taken)
+    return len(repositories)
 
 
 def _look_at(
