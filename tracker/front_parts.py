@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Callable, Mapping
 
 from p2pregistry.objects.base import ObjectStore
@@ -73,10 +74,12 @@ def ipfs(
         return {}
     pace = None if stated.egress is None else Limiter(stated.egress).take
     slots = Slots(stated.max_uploads, stated.queue)
-    swarm, private = settings.tracker.swarm, stated.private_addresses
+    randrange = random.Random().randrange  # noqa: S311 - chance, not secrets
     return {
         "/ipfs/": IpfsGateway(blocks, slots, served=count_served("gateway"), pace=pace),
-        "/routing/v1/": IpfsRouting(blocks, announces, own, swarm=swarm, private=private),
+        "/routing/v1/": IpfsRouting(
+            blocks, announces, own, swarm=settings.tracker.swarm, private=stated.private_addresses, randrange=randrange
+        ),
     }
 
 

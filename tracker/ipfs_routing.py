@@ -25,7 +25,7 @@ from p2pregistry.errors import RegistryError, RequestError
 from p2pregistry.serve.errors_json import error_response
 from p2pregistry.serve.http import Request, Response
 from p2pregistry.serve.ipfs_gateway import Shelf
-from tracker.board import Member
+from tracker.board import Member, RandRange
 
 #: Seconds for which an answer may be kept; one that names nobody: somebody may come.
 KEPT: Final = 60
@@ -49,10 +49,17 @@ class IpfsRouting:
     address that has a meaning in their own network only are named."""
 
     def __init__(
-        self, shelf: Shelf, gateways: Gateways, own: Callable[[], tuple[str, str]], *, swarm: str, private: bool
+        self,
+        shelf: Shelf,
+        gateways: Gateways,
+        own: Callable[[], tuple[str, str]],
+        *,
+        swarm: str,
+        private: bool,
+        randrange: RandRange,
     ) -> None:
         self._shelf, self._gateways, self._own = shelf, gateways, own
-        self._swarm, self._private = swarm, private
+        self._swarm, self._private, self._randrange = swarm, private, randrange
 
     async def __call__(self, request: Request) -> Response:
         """Answer one request; a refusal is an answer too, for which a browser needs the same headers."""
@@ -92,8 +99,10 @@ class IpfsRouting:
         peer_id, url = self._own()
         nodes: Sequence[Member] = ()
         if isinstance(found, BlockOf):  # manifests are not announced
-            nodes = await self._gateways.gateways(self._swarm, found.ref.digest, MAX_PROVIDERS)
-        told = [(peer_id, url)]
-        told += [(node.peer_id, node.gateway) for node in nodes if self._private or is_public(node.gateway)]
+            nodes = await self._gateways.gateways(self._swarm, found.ref.digest, 3 * MAX_PROVIDERS)
+        told = [(node.peer_id, node.gateway) for node in nodes if self._private or is_public(node.gateway)]
+        del told[MAX_PROVIDERS - 1 :]
+        # many clients ask whoever is named first and nobody else while that one answers
+        told.insert(self._randrange(0, len(told) + 1), (peer_id, url))
         addresses = [(who, multiaddr(where)) for who, where in told]
         return [Provider(who, address) for who, address in addresses if address is not None]

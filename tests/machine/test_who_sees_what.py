@@ -472,7 +472,14 @@ async def test_ipfs_clients(tmp_path: Path) -> None:
     expected = cells(IPFS)
     async with the_tracker(tmp_path / "t") as made, the_node(tmp_path / "n") as node, trio.open_nursery() as nursery:
         blocks, announces = BlockIndex(node.index), tracker_peers(made)._announces
-        routing = IpfsRouting(public_blocks(made), announces, lambda: ("C" * 40, URL), swarm="default", private=True)
+        routing = IpfsRouting(
+            public_blocks(made),
+            announces,
+            lambda: ("C" * 40, URL),
+            swarm="default",
+            private=True,
+            randrange=lambda low, _high: low,
+        )
         holder = node_announce(1, hold=tuple(image.blob for image in IMAGES.values()), gateway=URL)
         await announces.announce(holder, Caller(everything=True))
         front = by_path({"/routing/v1/": routing}, gateway_of(made))
