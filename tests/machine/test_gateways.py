@@ -37,7 +37,7 @@ from p2pregistry.testing.tracker_api import manifest_of
 
 REPO = "acme/api"
 TAG = f"/v2/{REPO}/manifests/1"
-LAYER = random.Random(31).randbytes(14 * PIECE_SIZE + 99)
+LAYER = random.Random(31).randbytes(5 * PIECE_SIZE + 99)
 SMALL = random.Random(32).randbytes(70_000)
 CONFIG = json.dumps({"architecture": "amd64", "os": "linux"}).encode()
 LIMITS = replace(QUICK, starved=0.5)
@@ -108,7 +108,17 @@ async def test_off_nobody_is_asked(tmp_path: Path) -> None:
 
 
 async def test_on_a_gateway_and_the_tracker_share_the_work(tmp_path: Path) -> None:
-    async with nodes(tmp_path) as (_, node, _stub):
+    async with nodes(tmp_path) as (tracker, node, stub), trio.open_nursery() as nursery:
+        asked = trio.Event()
+        tracker.gate = lambda request: asked if "/blobs/" in request.target and "/table" not in request.target else None
+
+        async def watch() -> None:
+            while node.fetched.get("ipfs", 0) < PIECE_SIZE:
+                await trio.sleep(0.01)
+            asked.set()
+
+        assert stub.asked == []
+        nursery.start_soon(watch)
         await image(node)
         assert node.fetched["tracker"] > 0
         assert node.fetched["ipfs"] > 0
