@@ -52,8 +52,8 @@ def write_table(root: bytes, blocks: Iterable[bytes]) -> bytes:
     return header(root) + b"".join(section(CID_DAG_PB_PREFIX + hashlib.sha256(b).digest(), b) for b in blocks)
 
 
-class OtherCid(BadContent):
-    """A section whose CID is of a kind that is not taken here."""
+class NotTaken(BadContent):
+    """A section that may be what it should, but is not taken here: its CID is of another kind, or it is too large."""
 
 
 class CarReader:
@@ -80,7 +80,7 @@ class CarReader:
                     cid, block = bytes(view[begin : begin + 36]), bytes(view[begin + 36 : end])
             del self._buffer[:end]
             if cid[:4] not in (CID_RAW_PREFIX, CID_DAG_PB_PREFIX):
-                raise OtherCid("a block of the CAR has a CID of a kind that is not taken here")
+                raise NotTaken("a block of the CAR has a CID of a kind that is not taken here")
             if hashlib.sha256(block).digest() != cid[4:]:
                 raise BadContent("a block of the CAR does not match its CID")
             yield cid, block
@@ -98,7 +98,7 @@ class CarReader:
         else:
             return None
         if length > self._limit:
-            raise BadContent("a section of the CAR is too large")
+            raise NotTaken("a section of the CAR is too large")
         if length == 0:
             raise BadContent("a section of the CAR is empty")
         end = used + length

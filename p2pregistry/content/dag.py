@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from p2pregistry.content.any_cid import is_ours, read_cid
-from p2pregistry.content.car import MAX_BLOCK, CarReader, OtherCid
+from p2pregistry.content.car import MAX_BLOCK, CarReader, NotTaken
 from p2pregistry.content.metainfo import Metainfo
 from p2pregistry.content.unixfs import PIECE_SIZE
 from p2pregistry.digest import CID_DAG_PB_PREFIX, CID_RAW_PREFIX
@@ -370,7 +370,7 @@ class CarWalk:
     several times each time; then each must be the next. Else they are kept until their turn comes.
 
     Blocks beside the range are passed over, up to a limit: not every gateway heeds ``entity-bytes``. ``foreign``: the
-    layout is not ours, so that CIDs of other kinds in it are the root's fault.
+    layout is not ours, so that CIDs of other kinds and large blocks in it are the root's fault.
     """
 
     def __init__(self, root: bytes, size: int, start: int, end: int, *, ordered: bool, foreign: bool = False) -> None:
@@ -399,7 +399,7 @@ class CarWalk:
                 else:
                     self._keep(cid, block)
                 found += self._walk.ready()
-        except OtherCid as err:
+        except NotTaken as err:
             if self._foreign:
                 raise BadDag(err.message) from err
             raise

@@ -40,6 +40,10 @@ class NoCar(RemoteError):
     """It does not give CARs, or not of ranges."""
 
 
+class TooLong(Unreachable):
+    """There is more than was asked for can have."""
+
+
 class Body:
     """Bytes of an answer as they come. ``ordered``: of a CAR: depth first, and repeated blocks each time."""
 
@@ -48,13 +52,13 @@ class Body:
         self._chunks, self._left, self._whose = chunks, most, whose
 
     async def next(self) -> bytes:
-        """Some bytes; b"" at the end. Raises Unreachable, and BadContent where there are too many."""
+        """Some bytes; b"" at the end. Raises Unreachable, of which TooLong is one."""
         try:
             async for chunk in self._chunks:
                 if chunk:
                     self._left -= len(chunk)
                     if self._left < 0:
-                        raise BadContent(f"{self._whose} sends more than a block can have, or a range")
+                        raise TooLong(f"{self._whose} sends more than a block can have, or a range")
                     return chunk
         except httpx.HTTPError as err:
             raise broken(err, self._whose) from err
@@ -144,7 +148,7 @@ class GatewayClient:
     async def _body(self, response: httpx.Response, most: int) -> AsyncIterator[AsyncIterator[bytes]]:
         length = response.headers.get("content-length", "0")
         if not length.isascii() or not length.isdigit() or len(length) > 18 or int(length) > most:
-            raise BadContent(f"{self.name} has more to send than a block can have, or a range")
+            raise TooLong(f"{self.name} has more to send than a block can have, or a range")
         chunks = response.aiter_raw()
         try:
             yield chunks

@@ -27,7 +27,7 @@ from p2pregistry.content.metainfo import BlobRef, Metainfo
 from p2pregistry.content.unixfs import PIECE_SIZE, build, links, piece_count
 from p2pregistry.digest import CID_DAG_PB_PREFIX, Digest
 from p2pregistry.errors import BadContent, NotFound, NotYet, RegistryError, RemoteBusy, RemoteError, Unreachable
-from p2pregistry.ipfs.gateway_client import Body, NoCar
+from p2pregistry.ipfs.gateway_client import Body, NoCar, TooLong
 from p2pregistry.ipfs.health import BAN, Health
 from p2pregistry.observe import logger
 from p2pregistry.rate import Pace
@@ -126,7 +126,7 @@ class IpfsSource:
         """The bytes from the first place that has them."""
         for hint in (None, *known.hints):
             if hint is not None and known.info is None:
-                raise RemoteBusy("the piece table is not here yet", 0.1)
+                raise RemoteBusy("the piece table is not here yet", 0.5)
             attempt = AsyncExitStack()
             try:
                 incoming = await attempt.enter_async_context(self._from(known, hint, start, end))
@@ -140,12 +140,12 @@ class IpfsSource:
     @asynccontextmanager
     async def _from(self, known: Known, hint: Hint | None, start: int, end: int) -> AsyncIterator[Incoming]:
         """From our root or a hint. Entering raises NotFound, BadDag (the hint is wrong), RemoteError."""
-        root = known.ref.root if hint is None else await self._root(known, hint)
-        key = (known.ref.digest, root)
+        key = (known.ref.digest, known.ref.root if hint is None else hint.root)
         if trio.current_time() < self._absent.get(key, 0.0):
             raise NotFound("BLOB_UNKNOWN", f"{self.name} did not have it a moment ago")
         async with AsyncExitStack() as stack:
             with self._whose(known, hint, key):
+                root = known.ref.root if hint is None else await self._root(known, hint)
                 incoming = await self._open(known, hint, root, start, end, stack)
                 await incoming.begin()
             self._has[key] = None
@@ -169,10 +169,16 @@ class IpfsSource:
             while len(self._absent) > _REMEMBERED:
                 self._absent.popitem(last=False)
             raise
+        except TooLong as err:  # of ours no block is as long
+            if hint is None:
+                raise
+            self._common.is_wrong(known.ref.digest, hint, err.message)
+            raise BadDag(err.message) from err
         except BadDag as err:
             if hint is None:
                 raise Unreachable(f"what was signed of the blob does not hold: {err.message}") from err
-            self._common.is_wrong(known.ref.digest, hint, err.message)
+            if (known.ref.digest, hint) not in self._common.wrong:
+                self._common.is_wrong(known.ref.digest, hint, err.message)
             raise
 
     async def _open(
@@ -213,17 +219,14 @@ class IpfsSource:
         """The root that a hint leads to, through directories. Raises NotFound, BadDag, RemoteError."""
         if (known.ref.digest, hint) in self._common.wrong:
             raise BadDag("this hint led to something else before")
-        root = self._common.found.get(hint, hint.root)
-        if root == hint.root:
-            try:
-                for step in hint.path:
-                    below = read_directory(await self.block(root)).get(step)
-                    if below is None:
-                        raise BadDag("there is nothing of this name in the directory")
-                    root = below
-            except BadDag as err:
-                self._common.is_wrong(known.ref.digest, hint, err.message)
-                raise
+        root = self._common.found.get(hint)
+        if root is None:
+            root = hint.root
+            for step in hint.path:
+                below = read_directory(await self.block(root)).get(step)
+                if below is None:
+                    raise BadDag("there is nothing of this name in the directory")
+                root = below
             self._common.found[hint] = root
             while len(self._common.found) > _REMEMBERED:
                 self._common.found.popitem(last=False)
@@ -236,18 +239,18 @@ class IpfsSource:
             return True
         now = trio.current_time()
         hints = [hint for hint in known.hints if (digest, hint) not in self._common.wrong]
-        roots = [known.ref.root, *(self._common.found.get(hint, hint.root) for hint in hints)]
+        roots = [known.ref.root, *(hint.root for hint in hints)]
         return all(now < self._absent.get((digest, root), 0.0) for root in roots)
 
     # ------------------------------------------------------------------------------------------------------ the gateway
 
     @contextmanager
     def judged(self) -> Iterator[None]:
-        """What comes of a request is noted of the gateway."""
+        """What goes wrong with a request is noted of the gateway."""
         try:
             yield
         except (NotFound, NoCar):
-            self._well()
+            self.well()
             raise
         except RemoteBusy as err:
             if self.health.usable(trio.current_time()):
@@ -262,8 +265,6 @@ class IpfsSource:
         except RemoteError as err:
             self._ill(err)
             raise
-        else:
-            self._well()
 
     @asynccontextmanager
     async def _watched(self, opening: AbstractAsyncContextManager[Body]) -> AsyncIterator[Body]:
@@ -306,8 +307,10 @@ class IpfsSource:
             with self.judged():
                 if whole.digest() != cid[4:]:
                     raise BadContent(f"{self.name} sends another block than was asked for")
+        self.well()
 
-    def _well(self) -> None:
+    def well(self) -> None:
+        """It has done what it was asked, to the end."""
         if self.health.answered(trio.current_time()):
             _log.info("a gateway is used again", gateway=self.name)
 
@@ -334,7 +337,7 @@ class IpfsSource:
         except (RemoteError, NotFound) as err:
             self._ill(Unreachable(err.message), at_once=True)
         else:
-            self._well()
+            self.well()
 
     async def aclose(self) -> None:
         """Let go of its connections."""
