@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import random
 import ssl
 import time
 from collections.abc import Callable, Sequence
@@ -16,12 +15,12 @@ import trio
 
 from node.addresses import urls_of
 from node.admin import admin_handler
+from node.fetching import open_fetching
 from node.following import follower, heard_of
-from node.gateway import NodeGateway, open_gateway
-from node.ipfs import around, make_gateways, manifests
+from node.ipfs import manifests
 from node.joining import enter
-from node.parts import make_rates, make_tracker
-from node.settings import MIB, NodeSettings
+from node.parts import make_tracker
+from node.settings import NodeSettings
 from node.standing import Standing
 from node.visits import (
     NEIGHBOURS,
@@ -37,17 +36,14 @@ from node.warming import AskedFor, make_warmer
 from p2pregistry import __version__, observe
 from p2pregistry.content.metainfo import BlobRef
 from p2pregistry.content.unixfs import PIECE_SIZE
-from p2pregistry.crowd.announcer import MOST_HELD, Me
+from p2pregistry.crowd.announcer import MOST_HELD
 from p2pregistry.crowd.finder import CrowdFinder
 from p2pregistry.digest import Digest
 from p2pregistry.errors import LocalError, RequestError
 from p2pregistry.feed.follow import Follower
 from p2pregistry.flights import Flights
-from p2pregistry.haves import Haves
 from p2pregistry.lifetime import allow_open_files, orderly
 from p2pregistry.oci.manifest import parse_manifest
-from p2pregistry.pull.commands import Limits
-from p2pregistry.rate import Limiter, Rates
 from p2pregistry.resolve import Resolver
 from p2pregistry.routing.advertise import Advertiser
 from p2pregistry.routing.hello import Hello
@@ -60,7 +56,6 @@ from p2pregistry.serve.listen import Limits as ListenLimits
 from p2pregistry.serve.listen import open_listeners, open_unix_listener, serve
 from p2pregistry.serve.peer_api import PeerApi, Slots
 from p2pregistry.serve.pull_api import PullApi
-from p2pregistry.sources.peer import PeerSource
 from p2pregistry.sources.speaker import Speaker
 from p2pregistry.sources.tracker import TrackerSource
 from p2pregistry.store.cache import Cache
@@ -69,10 +64,8 @@ from p2pregistry.store.forget import keep_only
 from p2pregistry.store.index import Index, open_index
 from p2pregistry.store.records import StoredManifest
 from p2pregistry.store.recover import discard_partials, reconcile, stale_partials
-from p2pregistry.surroundings import Finder
 from p2pregistry.trust.certificate import server_context
 from p2pregistry.trust.keys import KeySet
-from p2pregistry.trust.records import ANYONE
 from p2pregistry.trusting import Trust
 from p2pregistry.visible import Visible
 from p2pregistry.warm.warmer import Warmer
@@ -263,58 +256,29 @@ async def _assemble(
     urls: dict[str, str],
     standing: Standing,
 ) -> tuple[Node, dict[str, Handler]]:
-    limits, haves = settings.cache, Haves(index)
-    visible = Visible(index, standing.own(settings, router.peer_id))
-    me = Me(router.peer_id, urls["peer_url"], settings.node.zone, settings.node.swarm, urls.get("gateway_url", ""))
-    draw = random.SystemRandom().randrange
-    finder = CrowdFinder(
-        me,
-        router,
-        tracker,
-        randrange=draw,
-        limit=settings.fetch.sources,
-        speaker=standing.speaker,
-        plain=settings.peer.plain,
-        public=lambda digest: visible.may_have(ANYONE, digest),
-    )
-
-    advertiser = Advertiser(router, lambda: len(flights) > 0)
-
-    def drop(digest: Digest) -> None:
-        advertiser.drop([digest])
-        finder.drop(digest)
-        haves.drop(digest)
-        if gateway is not None:
-            gateway.blocks.leaving(digest)
-
-    cache = Cache(
-        store,
-        index,
-        limits.max_bytes,
-        limits.min_free,
-        on_drop=drop,
-        clock=time.time,
-        max_ahead=settings.prefetch.max_bytes,
-    )
-    gateway = open_gateway(settings, index, visible, cache)
     nursery = await stack.enter_async_context(trio.open_nursery())
     stack.callback(nursery.cancel_scope.cancel)
-    await nursery.start(finder.serve)
-    nursery.start_soon(advertiser.serve)
-    rates = make_rates(settings)
-    gateways = make_gateways(settings, index)
-    if gateways is not None:
-        nursery.start_soon(gateways.run)
-    known = around(settings, finder, gateways, visible)
-    flights = _flights(settings, store, cache, index, finder, known, haves, advertiser, rates, gateway)
-    await stack.enter_async_context(flights.running())
-    peer_id = router.peer_id
-    node = Node(settings, index, visible, router, advertiser, flights, finder, standing, tracker, urls, peer_id, cache)
-    node.gateways = gateways
-    node.names = known_names(settings, index)
-    node.token_url = "".join(lines(index, TOKEN_URL)[:1])
+    parts = await open_fetching(stack, nursery, settings, store, index, tracker, router, urls, standing)
+    visible, finder, cache, flights = parts.visible, parts.finder, parts.cache, parts.flights
+    node = Node(
+        settings,
+        index,
+        visible,
+        router,
+        parts.advertiser,
+        flights,
+        finder,
+        standing,
+        tracker,
+        urls,
+        router.peer_id,
+        cache,
+        gateways=parts.gateways,
+        names=known_names(settings, index),
+        token_url="".join(lines(index, TOKEN_URL)[:1]),
+    )
     if tracker is not None:
-        node.feed = follower(node, tracker, haves)
+        node.feed = follower(node, tracker, parts.haves)
         nursery.start_soon(node.feed.run)
     resolver = _resolver(node)
     nursery.start_soon(confirm, resolver, visible)
@@ -322,34 +286,35 @@ async def _assemble(
     node.warmer = make_warmer(settings, index, cache, resolver, flights)
     if node.feed is not None:
         node.warmer.live = heard_of(node.feed)
-    pull = _pull_api(node, resolver, cache)
-    slots = Slots(settings.peer.max_uploads, settings.peer.queue)
     peers = PeerApi(
         index,
         cache,
-        slots,
+        Slots(settings.peer.max_uploads, settings.peer.queue),
         visible,
         served=observe.count_served("peer"),
-        haves=haves,
+        haves=parts.haves,
         watching=finder.watched,
-        pace=rates.egress,
+        pace=parts.rates.egress,
     )
-    stack.callback(haves.close)
+    stack.callback(parts.haves.close)
+    _tell_what_is_held(index, router, finder)
+    handlers: dict[str, Handler] = {
+        "pull": _pull_api(node, resolver, cache),
+        "peer": standing.gate(settings, peers, router.peer_id),
+        "metrics": health(lambda: None),
+        "admin": admin_handler(node),
+    }
+    if parts.gateway is not None:
+        nursery.start_soon(parts.gateway.blocks.serve)
+        handlers["gateway"] = parts.gateway.handler
+    return node, handlers
+
+
+def _tell_what_is_held(index: Index, router: DhtRouter, finder: CrowdFinder) -> None:
     blobs = sorted(index.held(), key=lambda entry: entry[2])
     held = [*index.manifest_digests(), *(digest for digest, _size, _use in blobs)]
     router.hold(held, within=30.0 if len(held) > 100 else 0.0)
     finder.hold((digest, size) for digest, size, _use in blobs[-MOST_HELD:])
-    peer = standing.gate(settings, peers, router.peer_id)
-    handlers: dict[str, Handler] = {
-        "pull": pull,
-        "peer": peer,
-        "metrics": health(lambda: None),
-        "admin": admin_handler(node),
-    }
-    if gateway is not None:
-        nursery.start_soon(gateway.blocks.serve)
-        handlers["gateway"] = gateway.handler
-    return node, handlers
 
 
 def _trust(settings: NodeSettings, index: Index, tracker: TrackerSource | None) -> Trust:
@@ -367,47 +332,6 @@ def _trust(settings: NodeSettings, index: Index, tracker: TrackerSource | None) 
         offline_grace=stated.offline_grace,
         clock=settings.clock,
         forget=forget,
-    )
-
-
-def _flights(
-    settings: NodeSettings,
-    store: FileStore,
-    cache: Cache,
-    index: Index,
-    finder: CrowdFinder,
-    known: Finder,
-    haves: Haves,
-    advertiser: Advertiser,
-    rates: Rates,
-    gateway: NodeGateway | None,
-) -> Flights:
-    fetch = settings.fetch
-
-    def finished(ref: BlobRef) -> None:
-        if gateway is not None:
-            gateway.blocks.changed(ref.digest)
-        advertiser.hold([ref.digest])
-        finder.hold([(ref.digest, ref.size)])
-
-    return Flights(
-        store,
-        cache,
-        index,
-        known,
-        randrange=random.SystemRandom().randrange,
-        haves=haves,
-        limits=Limits(
-            in_flight=fetch.in_flight, sources=fetch.sources, silence=fetch.stall, window=max(1, fetch.window // MIB)
-        ),
-        active=fetch.flights,
-        rest=fetch.rest,
-        linger=fetch.linger,
-        pace=lambda source: rates.ingress(source.there if isinstance(source, PeerSource) else ""),
-        ahead_pace=None if settings.prefetch.rate is None else Limiter(settings.prefetch.rate).take,
-        fetched=_count_fetched,
-        finished=finished,
-        note=lambda err: _log.debug("a source failed", why=err.message),
     )
 
 
@@ -459,10 +383,6 @@ def _pull_api(node: Node, resolver: Resolver, cache: Cache) -> PullApi:
         clock=trust.now,
         interest=interest,
     )
-
-
-def _count_fetched(kind: str, count: int) -> None:
-    observe.count_fetched(kind)(count)
 
 
 def _layers(manifest: StoredManifest, index: Index) -> tuple[list[tuple[Digest, int]], list[tuple[Digest, int]]]:
