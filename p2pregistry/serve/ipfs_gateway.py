@@ -40,6 +40,8 @@ CORS: Final = (
 )
 #: Trees of large blobs that are built at once, however many are asked for: each is work of some ten milliseconds.
 BUILDERS: Final = 2
+#: Seconds in a queue after which it is asked anew whether anybody may have a block.
+MOMENT: Final = 0.1
 #: What is under a CID never changes.
 _FOR_EVER: Final = ("Cache-Control", "public, max-age=29030400, immutable")
 
@@ -81,11 +83,11 @@ class IpfsGateway:
             raise RequestError("UNSUPPORTED", "a gateway is read from", headers={"Allow": "GET, HEAD, OPTIONS"})
         if request.header("service-worker") is not None:
             raise RequestError("UNSUPPORTED", "no page of ours has a service worker", status=400)
-        asked = read_request(request.path, request.query, request.header_all("accept"))
-        if asked.probe:
-            return self._probe(request, asked)
-        found = await self._shelf.find(asked.cid)
         try:
+            asked = read_request(request.path, request.query, request.header_all("accept"))
+            if asked.probe:
+                return self._probe(request, asked)
+            found = await self._shelf.find(asked.cid)
             if found is None:
                 raise unknown()
             return await self._found(request, asked, found)
@@ -115,7 +117,7 @@ class IpfsGateway:
             return await self._leaf(request, asked, found)
         head = request.method == "HEAD"
         if not head:
-            await self._slots.take(request.gone)
+            await self._turn(request, asked)
         try:
             data = found.data if isinstance(found, Whole) else await self._inner(found)
         finally:
@@ -140,12 +142,25 @@ class IpfsGateway:
         status, headers, offset, length = _ranged(request, asked, size)
         if request.method == "HEAD" or length == 0:
             return Response(status, [*headers, ("Content-Length", str(length))])
-        blob = await self._open(request, found.ref)
+        blob = await self._open(request, asked, found.ref)
         return Response(status, headers, BlobSlice(blob, begin + offset, length, sent=self._sent, pace=self._pace))
 
-    async def _open(self, request: Request, ref: BlobRef) -> OpenBytes:
-        """The bytes of a blob, with a slot taken; ``_sent`` gives it back."""
+    async def _turn(self, request: Request, asked: Asked) -> None:
+        """Take a slot. Raises NotFound where the block is not for everybody any more when the turn comes."""
+        came = trio.current_time()
         await self._slots.take(request.gone)
+        if trio.current_time() - came < MOMENT:
+            return
+        try:
+            if await self._shelf.find(asked.cid) is None:
+                raise unknown()
+        except BaseException:
+            self._slots.give()
+            raise
+
+    async def _open(self, request: Request, asked: Asked, ref: BlobRef) -> OpenBytes:
+        """The bytes of a blob, with a slot taken; ``_sent`` gives it back."""
+        await self._turn(request, asked)
         try:
             return await self._shelf.open(ref)
         except BaseException:
@@ -164,7 +179,7 @@ class IpfsGateway:
             body = car.header(asked.cid) + car.section(asked.cid, found.data)
             if request.method == "HEAD":
                 return Response(200, [*headers, ("Content-Length", str(len(body)))])
-            await self._slots.take(request.gone)
+            await self._turn(request, asked)
             self._slots.give()
             if self._pace is not None:
                 await self._pace(len(body))
@@ -173,7 +188,7 @@ class IpfsGateway:
         if request.method == "HEAD":
             plan = await self._plan(asked, found)
             return Response(200, [*headers, ("Content-Length", str(plan.length))])
-        blob = await self._open(request, found.ref)
+        blob = await self._open(request, asked, found.ref)
         try:
             plan = await self._plan(asked, found)
         except BaseException:

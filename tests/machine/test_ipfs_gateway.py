@@ -19,6 +19,7 @@ from p2pregistry.content.gateway_request import RAW
 from p2pregistry.content.metainfo import Metainfo
 from p2pregistry.content.unixfs import PIECE_SIZE
 from p2pregistry.digest import CID_RAW_PREFIX, Digest, cid_text
+from p2pregistry.serve import ipfs_gateway
 from p2pregistry.serve.ipfs_gateway import IpfsGateway
 from p2pregistry.serve.peer_api import Slots
 from p2pregistry.testing.gateway import file_of, gateway_of, public_blocks, read_car
@@ -214,8 +215,9 @@ async def test_what_is_not_for_everybody_is_not_there(tmp_path: Path) -> None:
                         answer = await ask(cid, query, method)
                         assert (answer.status, answer.body) == (404, unknown.body)
                         assert {**answer.headers, "date": ""} == {**unknown.headers, "date": ""}
-                    cached = await ask(cids[0], query, method, cache_control="no-transform, only-if-cached")
-                    assert cached.status == 412
+                    for absent in (cid_text(cids[0]), "bafkqabtimvwgy3yk"):
+                        cached = await ask(absent, query, method, cache_control="no-transform, only-if-cached")
+                        assert cached.status == 412
 
         for cid in cids:
             assert (await ask(cid, "?format=raw", cache_control="only-if-cached")).status == 200
@@ -275,6 +277,31 @@ async def test_too_many_transfers_are_turned_away(tmp_path: Path) -> None:
         assert answers[0].status == 200
         for query in ("?format=raw", "?format=car"):  # each has given back its slot
             assert (await ask(INFO.root, query)).status == 200
+
+
+async def test_what_becomes_private_while_a_client_waits_is_not_sent(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ipfs_gateway, "MOMENT", 0.0)
+    targets = [(cid, query) for cid in (INFO.root, CID_RAW_PREFIX + INFO.hash(0)) for query in ("raw", "car")]
+    async with listening(tmp_path, Slots(1, 8)) as ask:
+        await ask.slots.take()
+        answers: list[Answer] = []
+
+        async def wait(cid: bytes, query: str) -> None:
+            answers.append(await ask(cid, f"?format={query}"))
+
+        async with trio.open_nursery() as nursery:
+            for cid, query in targets:
+                nursery.start_soon(wait, cid, query)
+            with trio.fail_after(PATIENCE):
+                while len(ask.slots._waiting) < len(targets):
+                    await trio.lowlevel.checkpoint()
+            await ask.made.catalog.set_visibility(REPO, True, BY)
+            ask.slots.give()
+        assert [answer.status for answer in answers] == [404] * len(targets)
+        assert ask.slots._free == 1
+        assert ask.served == []
 
 
 async def test_a_client_that_leaves_frees_its_slot(tmp_path: Path) -> None:

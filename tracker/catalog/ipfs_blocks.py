@@ -36,5 +36,5 @@ async def keep_filled(blocks: IpfsBlocks) -> None:
             while await blocks.fill() == BATCH:
                 await trio.lowlevel.checkpoint()
         except LocalError as err:
-            _log.debug("blocks cannot be indexed now", error=err.message)
+            _log.warning("blocks that an older tracker has stored cannot be indexed now", error=err.message)
         await trio.sleep(LOOK)
