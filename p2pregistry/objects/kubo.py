@@ -177,7 +177,9 @@ class KuboObjects:
     async def delete(self, name: str) -> None:
         """See ObjectStore. The daemon's garbage collection takes the bytes, unless something else pins them."""
         check_object_name(name)
-        await again(lambda: self.place.kubo.files_rm(self.place.object_directory(name)))
+        path = self.place.object_directory(name)
+        await self.place.unpin(path)
+        await again(lambda: self.place.kubo.files_rm(path))
 
     async def objects(self) -> AsyncIterator[Stored]:
         """See ObjectStore. One request for each object."""

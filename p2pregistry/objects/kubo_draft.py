@@ -193,9 +193,13 @@ class KuboDraft:
             if late or not hashes:
                 hashes += await trio.to_thread.run_sync(hashes_of, late)
             made = tree(hashes, self.size)
-            block = object_directory(made.root, self._place.now_ms())
+            # the same, whoever publishes these parts: a pin that another one left when he died goes with ours
+            when = max((part.written for part in listed), default=self._place.now_ms())
+            block = object_directory(made.root, when)
             # bytes that are in the daemon already are not sent again
             await self._place.put(self._place.object_directory(self._name), block, made, None if listed else late)
+        else:
+            await self._place.unpin(self._place.object_directory(self._name))
         self._close()
         if listed:
             await self._forget([], whole=True)

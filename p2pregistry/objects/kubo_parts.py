@@ -9,8 +9,8 @@ MFS keeps no times, so they are in names. No part of an object's name begins wit
 from the path to it.
 
 Each of the innermost directories is one block, made here with a time or a token in it, so that its CID is nobody
-else's. It is pinned before what it names is written, put under its path, and unpinned: at no moment could garbage
-collection take the bytes, and no pin that somebody else made of the same bytes is touched.
+else's. It is pinned with all that it names, put under its path, and unpinned: at no moment could garbage collection
+take the bytes, and no pin that somebody else made of the same bytes is touched.
 
 A part begins at a whole MiB, so that its leaves are those of the object; what is beyond the last whole MiB is a part of
 its own, which is written anew, with what follows, at the next flush. Who opens a draft takes a generation above all

@@ -13,8 +13,8 @@ import trio
 
 from p2pregistry.content.car import header, section
 from p2pregistry.content.unixfs import PIECE_SIZE
-from p2pregistry.digest import CID_RAW_PREFIX, cid_text
-from p2pregistry.errors import LocalError, NotFound, RemoteBusy, RemoteError, Unreachable
+from p2pregistry.digest import CID_RAW_PREFIX, cid_text, parse_cid
+from p2pregistry.errors import LocalError, NotFound, RemoteBusy, RemoteError, RequestError, Unreachable
 from p2pregistry.ipfs.kubo import Exists, FileEntry, Kubo
 from p2pregistry.objects.kubo_parts import BYTES, Part, Tree, dag_pb_cid
 
@@ -84,11 +84,12 @@ class Place:
         the file's bytes, None if its leaves are there. What is under that path already stays if it is the same file."""
         cid = dag_pb_cid(block)
         if data is None:
-            # the pin protects what is below it, also what comes later; importing would look at every leaf
+            # The pin protects what is below it, also what comes later; importing would look at every leaf. Blocks are
+            # there before it, because a daemon collects no garbage while a pin lacks any, and once more after it, in
+            # case that was going on until then.
+            await self._put_blocks(tree)
             await again(lambda: self.kubo.block_put(block, dag_pb=True, pin=True))
-            await again(lambda: self.kubo.block_put(b""))
-            for inner in tree.blocks:
-                await again(partial(self.kubo.block_put, inner, dag_pb=True))
+            await self._put_blocks(tree)
         else:
             await again(lambda: self._import(cid, block, tree, data))
         try:
@@ -98,6 +99,17 @@ class Place:
                 await again(lambda: self.kubo.pin_rm(cid))
             raise
         await again(lambda: self.kubo.pin_rm(cid))
+
+    async def _put_blocks(self, tree: Tree) -> None:
+        await again(lambda: self.kubo.block_put(b""))
+        for inner in tree.blocks:
+            await again(partial(self.kubo.block_put, inner, dag_pb=True))
+
+    async def unpin(self, path: str) -> None:
+        """Take away the pin that whoever put a directory of ours under this path may have left when he died."""
+        with suppress(RequestError):  # NotFound is one
+            cid = parse_cid((await again(lambda: self.kubo.files_stat(path))).cid)
+            await again(lambda: self.kubo.pin_rm(cid))
 
     async def _import(self, cid: bytes, block: bytes, tree: Tree, data: bytes) -> None:
         roots = await self.kubo.dag_import(_car(cid, block, tree, data))
