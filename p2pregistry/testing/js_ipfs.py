@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from p2pregistry.testing.foreign import Process, node_program, npm_folder
+from p2pregistry.testing.foreign import Process, node_program, npm_program
 
 
 class JsIpfs:
@@ -24,7 +24,7 @@ class JsIpfs:
 @contextmanager
 def js_ipfs(folder: Path) -> Iterator[JsIpfs]:
     """Start one with its repository in ``folder``. Raises CannotInstall."""
-    program = npm_folder("js_ipfs") / "js_ipfs.mjs"
+    program = npm_program("js_ipfs")
     folder.mkdir(parents=True, exist_ok=True)
     daemon = JsIpfs(Process([str(node_program()), str(program), str(folder / "repo")], folder / "log"))
     try:

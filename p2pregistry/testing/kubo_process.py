@@ -26,11 +26,11 @@ def kubo_process(folder: Path) -> Iterator[str]:
 
 
 async def main() -> None:
-    """Serve until killed."""
+    """Serve until standard input ends, as it does with whoever started this."""
     async with stub_kubo() as (url, _stub):
         sys.stdout.write(json.dumps({"rpc": url}) + "\n")
         sys.stdout.flush()
-        await trio.sleep_forever()
+        await trio.to_thread.run_sync(sys.stdin.read, abandon_on_cancel=True)
 
 
 if __name__ == "__main__":
