@@ -256,6 +256,7 @@ def _publisher(
         concurrency=said.concurrency,
         rate=said.rate,
         attempts=said.attempts,
+        verify=said.verify,
     )
 
 

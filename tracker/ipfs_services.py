@@ -56,6 +56,10 @@ class KuboService:
         """See Service."""
         await self._kubo.pin_rm(job.item.cid)
 
+    async def has(self, job: Job) -> bool:
+        """See Service."""
+        return await self._kubo.pin_ls(job.item.cid, "recursive") is not None
+
 
 class UploadService:
     """A service that takes CARs."""
@@ -74,6 +78,10 @@ class UploadService:
     async def unpin(self, job: Job) -> None:
         """See Service."""
         await self._upload.remove(job.item.cid)
+
+    async def has(self, job: Job) -> bool:  # noqa: ARG002 - it cannot be asked
+        """True."""
+        return True
 
 
 class PinService:
@@ -115,6 +123,11 @@ class PinService:
             request = None if pin is None else pin.request
         if request is not None:
             await self._pinning.remove(request)
+
+    async def has(self, job: Job) -> bool:
+        """See Service."""
+        pin = None if job.remote is None else await self._pinning.get(job.remote)
+        return pin is not None and pin.status == "pinned" and pin.cid == cid_text(job.item.cid)
 
 
 def _name(job: Job) -> str:

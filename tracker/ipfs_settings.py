@@ -38,6 +38,14 @@ class Ipfs(Section, frozen=True):
         ),
     ] = None
     attempts: Annotated[Positive, Setting("Tries of one blob at one service, at pauses that grow to an hour.")] = 20
+    verify: Annotated[
+        Seconds | None,
+        Setting(
+            "How often it is checked that what was published is still pinned, to publish it again if it is not; unset:"
+            " never.",
+            unit="seconds",
+        ),
+    ] = 7 * 86400.0
     upload_url: Annotated[
         str | None,
         Setting(

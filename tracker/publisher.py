@@ -16,7 +16,7 @@ from p2pregistry.observe import ipfs_figures, logger
 from p2pregistry.rate import Limiter
 from tracker.cars import Car
 from tracker.catalog.publishing import Job, Publishing
-from tracker.publishing import Item, pause, too_large
+from tracker.publishing import LONGEST_PAUSE, Item, pause, too_large
 
 #: Seconds between two looks for something to do; between two looks at every repository; between two counts; and after
 #: which what was removed is forgotten.
@@ -93,9 +93,13 @@ class Service(Protocol):
     async def unpin(self, job: Job) -> None:
         """Idempotent. Raises RemoteError."""
 
+    async def has(self, job: Job) -> bool:
+        """Whether what was published is still there; True where that cannot be found out. Raises RemoteError."""
+
 
 class Publisher:
-    """``services`` by the names that jobs have. ``cars`` opens the CAR of something. ``rate``: bytes a second."""
+    """``services`` by the names that jobs have. ``cars`` opens the CAR of something. ``rate``: bytes a second.
+    ``verify``: seconds after which it is checked whether what is published is still there, None: never."""
 
     def __init__(
         self,
@@ -107,10 +111,11 @@ class Publisher:
         concurrency: int = 4,
         rate: int | None = None,
         attempts: int = 20,
+        verify: float | None = None,
         draw: Callable[[], float] = lambda: secrets.randbelow(1000) / 1000,
     ) -> None:
         self._publishing, self._cars, self._services = publishing, cars, services
-        self._encrypted, self._concurrency, self._attempts = encrypted, concurrency, attempts
+        self._encrypted, self._concurrency, self._attempts, self._verify = encrypted, concurrency, attempts, verify
         self._limiter = None if rate is None else Limiter(rate)
         self._draw = draw
         self._busy: Counter[str] = Counter()
@@ -138,6 +143,8 @@ class Publisher:
         """What a change of settings means, and what slipped through while a pattern was being added."""
         await self._publishing.mark_all()
         await self._publishing.prune(_REMEMBER)
+        if self._verify is not None:
+            await self._publishing.check_all(self._verify)
 
     async def _look(self) -> None:
         while await self._publishing.reconcile(_AT_ONCE, tuple(self._services), encrypted=self._encrypted):
@@ -233,6 +240,8 @@ class Publisher:
             if job.state == "unpinning":
                 await service.unpin(job)
                 return lambda: publishing.removed(job)
+            if job.state == "published":
+                return self._checked(job, await service.has(job))
             never = too_large(job.item)
             if never is not None:
                 raise Mismatch(never)
@@ -246,13 +255,24 @@ class Publisher:
 
     async def _published(self, job: Job, sent: int, note: str | None) -> None:
         await self._publishing.progress(job, sent, LEASE)
-        await self._publishing.published(job, note)
+        await self._publishing.published(job, note, self._next_check())
+
+    def _next_check(self) -> float | None:
+        return None if self._verify is None else self._verify * (0.75 + 0.5 * self._draw())
+
+    def _checked(self, job: Job, there: bool) -> _Do:
+        if there:
+            return lambda: self._publishing.published(job, None, self._next_check())
+        _log.warning("something is published to IPFS again: it was gone", job=job.id, service=job.service)
+        return lambda: self._publishing.lost(job, "it was published, and was not there any more")
 
     def _failed(self, job: Job, err: RegistryError) -> _Do:
         rest = self._rests[job.service] = rest_after(self._rests[job.service], err, trio.current_time())
         again: float | None = None
         away = isinstance(err, NoConnection)
-        if away:  # no fault of the job
+        if job.state == "published":
+            again = LONGEST_PAUSE
+        elif away:  # no fault of the job
             again = max(0.0, rest.until - trio.current_time())
         elif not isinstance(err, Mismatch):
             asked = err.retry_after if isinstance(err, RemoteBusy) else 0.0
@@ -260,7 +280,7 @@ class Publisher:
         if again is None:
             ipfs_figures().failures.labels(job.service).inc()
             _log.warning("something is not published to IPFS", job=job.id, service=job.service, error=err.message)
-        return lambda: self._publishing.failed(job, err.message, again, counts=not away)
+        return lambda: self._publishing.failed(job, err.message, again, counts=not away and job.state != "published")
 
 
 @dataclass(frozen=True, slots=True)

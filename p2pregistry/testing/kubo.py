@@ -285,10 +285,10 @@ class StubKubo:
         return {"Pins": [call.args[0]]}
 
     def do_pin_ls(self, call: _Call) -> object:
+        kinds = {"all": ("recursive", "direct")}.get(call.param("type") or "all", (call.param("type"),))
+        pins = {cid: kind for cid, kind in self.pins.items() if kind in kinds}
         found = {
-            cid_text(cid): {"Type": kind}
-            for cid, kind in self.pins.items()
-            if not call.args or cid == _cid(call.args[0])
+            cid_text(cid): {"Type": kind} for cid, kind in pins.items() if not call.args or cid == _cid(call.args[0])
         }
         if call.args and not found:
             raise Refusal(f"path '{call.args[0]}' is not pinned")

@@ -24,7 +24,8 @@ async def test_an_image_is_published_and_unpinned(daemon: JsIpfs) -> None:
         await acme.settle(publisher)
         assert await acme.said() == dict.fromkeys(("blob", "manifest", "claim"), ("published", None))
         root = Metainfo.of_bytes(LAYER).root
-        assert await kubo.pin_ls(root) == "recursive"
+        assert await kubo.pin_ls(root) == await kubo.pin_ls(root, "recursive") == "recursive"
+        assert await kubo.pin_ls(root, "direct") is None
         record = await acme.catalog.manifest("acme/api", acme.digest)
         assert record is not None
         assert await kubo.block_get(acme.digest.cid(), offline=True) == record.body

@@ -66,7 +66,8 @@ async def test_a_car_goes_in_and_out() -> None:
         (cid,) = stub.pins
         assert root.cid == cid_text(cid)
         assert stub.content(cid) == data
-        assert await kubo.pin_ls(cid) == "recursive"
+        assert await kubo.pin_ls(cid) == await kubo.pin_ls(cid, "recursive") == "recursive"
+        assert await kubo.pin_ls(cid, "direct") is None
         reader = CarReader()
         async with kubo.dag_export(cid) as chunks:
             blocks = [pair async for chunk in chunks for pair in reader.feed(chunk)]

@@ -214,6 +214,9 @@ class _Swallow:
     async def unpin(self, job: object) -> None:
         pass
 
+    async def has(self, job: object) -> bool:
+        return True
+
 
 async def test_a_pinning_service() -> None:
     async with with_pinning() as (acme, stub):
@@ -341,6 +344,37 @@ async def test_a_service_that_is_away_costs_no_tries(monkeypatch: pytest.MonkeyP
         states = (await acme.states()).values()
         assert {(one.state, one.attempts) for one in states} == {("queued", 0)}
         assert all("cannot be reached" in (one.error or "") for one in states)
+
+
+async def test_a_pin_that_somebody_took_away_is_made_again() -> None:
+    async with with_kubo() as (acme, stub):
+        publisher = acme.publisher(verify=3600.0)
+        await acme.settle(publisher)
+        root = Metainfo.of_bytes(LAYER).root
+        del stub.pins[root]
+        stub.gc()
+        for row in acme.publishing._rows.values():
+            row.next_at = row.updated_at
+        stub.scripted["pin/ls"] = [refused("not now"), refused("not now")]
+        await acme.settle(publisher)
+        for row in acme.publishing._rows.values():
+            row.next_at = row.updated_at
+        await acme.settle(publisher)
+        assert len(stub.pins) == 3
+        assert stub.content(root) == LAYER
+        assert stub.calls["dag/import"] == 4
+    async with with_pinning(StubPinning(status="pinned")) as (acme, service):
+        publisher = acme.publisher(verify=3600.0)
+        for _ in range(2):
+            await acme.again(publisher)
+        first = next(iter(service.pins))
+        service.pins[first]["status"] = "failed"
+        for row in acme.publishing._rows.values():
+            row.next_at = row.updated_at
+        for _ in range(3):
+            await acme.again(publisher)
+        assert {state for state, _ in (await acme.said()).values()} == {"published"}
+        assert service.calls["POST pins"] == 4
 
 
 async def test_figures_for_who_watches() -> None:

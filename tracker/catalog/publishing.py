@@ -30,8 +30,8 @@ class Pattern:
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """A job that is held. ``state``: publishing or unpinning. ``attempts``: with this one. ``remote``: what the service
-    calls it, once that is known."""
+    """A job that is held. ``state``: publishing, unpinning, or published, which is to be checked. ``attempts``: with
+    this one. ``remote``: what the service calls it, once that is known."""
 
     id: int
     service: str
@@ -92,8 +92,14 @@ class Publishing(Protocol):
     async def progress(self, job: Job, sent: int, lasts: float) -> bool:
         """Go on with it. False: it is not to be done any more, or is another's."""
 
-    async def published(self, job: Job, note: str | None = None) -> None:
-        """It is done."""
+    async def published(self, job: Job, note: str | None = None, check: float | None = None) -> None:
+        """It is done, or still so; to be checked in ``check`` seconds, None: never."""
+
+    async def lost(self, job: Job, error: str) -> None:
+        """It was published, and the service has not got it any more: it is queued again."""
+
+    async def check_all(self, within: float) -> None:
+        """Have everything checked that is published and is not to be checked yet, spread over so many seconds."""
 
     async def later(self, job: Job, remote: str, after: float) -> None:
         """The service works on it: look again in so many seconds."""

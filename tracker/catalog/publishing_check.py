@@ -302,6 +302,32 @@ async def what_is_nobodys_fault_is_no_try(world: World) -> None:
 
 
 @_case
+async def what_is_published_is_checked_and_published_again_if_it_is_lost(world: World) -> None:
+    await world.publishing.publish("acme/*", BY)
+    await world.image("acme/api", "v1")
+    await world.look()
+    await world.work()
+    assert await world.publishing.claim([KUBO], 10, 60.0) == [], "nothing is checked unless it is said so"
+    await world.publishing.check_all(0.0)
+    there, lost, later, gone = await world.publishing.claim([KUBO], 10, 60.0)
+    assert {job.state for job in (there, lost, later, gone)} == {"published"}
+    assert await world.publishing.progress(there, 0, 60.0)
+    await world.publishing.published(there, None, 3600.0)
+    await world.publishing.lost(lost, "it was not there any more")
+    await world.publishing.failed(later, "no answer", 3600.0, counts=False)
+    assert await world.all() == {"published": 3, "queued": 1}
+    (again,) = await world.publishing.claim([KUBO], 10, 60.0)
+    assert (again.id, again.state, again.attempts) == (lost.id, "publishing", 1)
+    await world.publishing.check_all(0.0)
+    assert await world.publishing.claim([KUBO], 10, 60.0) == [], "each has its time already, or is held"
+    await world.publishing.unpublish("acme/*", BY)
+    await world.look()
+    await world.publishing.published(gone, None, 0.0)
+    await world.publishing.lost(there, "that was long ago")
+    assert await world.all() == {"unpinning": 4}
+
+
+@_case
 async def a_service_that_pins_is_asked_again(world: World) -> None:
     await world.publishing.publish("acme/*", BY)
     await world.image("acme/api", "v1")

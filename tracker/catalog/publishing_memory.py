@@ -127,7 +127,7 @@ class MemoryPublishing:
             and (row.held_until is None or row.held_until < now)
             and row.service in services
             and only in (None, row.service)
-            and row.state in ("queued", "publishing", "unpinning")
+            and row.state in ("queued", "publishing", "unpinning", "published")
             and not self._waits(row, services)
         ]
         jobs = []
@@ -157,13 +157,27 @@ class MemoryPublishing:
         row.sent, row.held_until = sent, self._now() + timedelta(seconds=lasts)
         return True
 
-    async def published(self, job: Job, note: str | None = None) -> None:
+    async def published(self, job: Job, note: str | None = None, check: float | None = None) -> None:
         await trio.lowlevel.checkpoint()
         if (row := self._mine(job)) is not None:
             row.held_until = None
-            if row.state == "publishing":
-                self._set(row, "published", None)
+            if row.state in ("publishing", "published"):
+                self._set(row, "published", None if check is None else self._now() + timedelta(seconds=check))
                 row.attempts, row.error = 0, note
+
+    async def lost(self, job: Job, error: str) -> None:
+        await trio.lowlevel.checkpoint()
+        if (row := self._mine(job)) is not None:
+            row.held_until = None
+            if row.state == "published":
+                self._set(row, "queued", self._now())
+                row.attempts, row.sent, row.remote, row.error = 0, 0, None, error
+
+    async def check_all(self, within: float) -> None:
+        await trio.lowlevel.checkpoint()
+        for row in self._rows.values():
+            if row.state == "published" and row.next_at is None:
+                row.next_at = self._now() + timedelta(seconds=within)
 
     async def later(self, job: Job, remote: str, after: float) -> None:
         await trio.lowlevel.checkpoint()

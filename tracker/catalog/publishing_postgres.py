@@ -70,7 +70,7 @@ update ipfs_jobs set attempts = attempts + 1, generation = generation + 1, updat
 where id in (
     select j.id from ipfs_jobs j
     where j.next_at <= now() and (j.held_until is null or j.held_until < now()) and j.service = any(%s::text[])
-        and j.state in ('queued', 'publishing', 'unpinning')
+        and j.state in ('queued', 'publishing', 'unpinning', 'published')
         and (j.service <> 'pinning' or j.state = 'unpinning' or not exists (
             select from ipfs_jobs k where k.cid = j.cid and k.service = 'kubo' and k.service = any(%s::text[])
                 and k.state in ('queued', 'publishing')
@@ -90,9 +90,18 @@ update ipfs_jobs set held_until = null, attempts = greatest(0, attempts - 1),
     state = case when state = 'publishing' and remote is null then 'queued' else state end {_MINE}
 """  # noqa: S608 - constants
 _PUBLISHED: Final = f"""
-update ipfs_jobs set state = 'published', next_at = null, attempts = 0, last_error = %s, updated_at = now()
-{_MINE} and state = 'publishing'
+update ipfs_jobs set state = 'published', next_at = now() + %s * interval '1 second', attempts = 0,
+    last_error = %s, updated_at = now()
+{_MINE} and state in ('publishing', 'published')
 """  # noqa: S608 - constants
+_LOST: Final = f"""
+update ipfs_jobs set state = 'queued', next_at = now(), attempts = 0, sent = 0, remote = null, last_error = %s,
+    updated_at = now()
+{_MINE} and state = 'published'
+"""  # noqa: S608 - constants
+_CHECK_ALL: Final = """
+update ipfs_jobs set next_at = now() + random() * %s * interval '1 second' where state = 'published' and next_at is null
+"""
 _LATER: Final = f"""
 update ipfs_jobs set next_at = now() + %s * interval '1 second', attempts = 0, last_error = null, updated_at = now()
 {_MINE} and state = 'publishing'
@@ -167,8 +176,14 @@ class PostgresPublishing:
         values = (sent, lasts, job.id, job.generation, job.state)
         return await self._db.tx(_run, _PROGRESS, values, retry=True) > 0
 
-    async def published(self, job: Job, note: str | None = None) -> None:
-        await self._db.tx(_finish, job, _PUBLISHED, (_text(note),), retry=True)
+    async def published(self, job: Job, note: str | None = None, check: float | None = None) -> None:
+        await self._db.tx(_finish, job, _PUBLISHED, (check, _text(note)), retry=True)
+
+    async def lost(self, job: Job, error: str) -> None:
+        await self._db.tx(_finish, job, _LOST, (_text(error),), retry=True)
+
+    async def check_all(self, within: float) -> None:
+        await self._db.tx(_run, _CHECK_ALL, (within,), retry=True)
 
     async def later(self, job: Job, remote: str, after: float) -> None:
         await self._db.tx(_later, job, remote, after, retry=True)
