@@ -194,8 +194,8 @@ class Kubo:
             await self._call("pin/rm", [cid_text(cid)], _BASE32)
 
     async def pin_ls(self, cid: bytes, kind: str = "all") -> str | None:
-        """How it is pinned: "recursive", "direct", "indirect through ..."; None: not at all, or not of this ``kind``. To
-        look for indirect pins, as with "all", is much work where there are none."""
+        """How it is pinned: "recursive", "direct", "indirect through ..."; None: not at all, or not of this ``kind``.
+        To look for indirect pins, as with "all", is much work where there are none."""
         try:
             found = answers.pin_kinds(await self._call("pin/ls", [cid_text(cid)], {"type": kind, **_BASE32}))
         except NotFound:
