@@ -18,6 +18,7 @@ from p2pregistry.errors import LocalError
 from p2pregistry.testing.handlers import Answer
 from p2pregistry.testing.json_api import PASSWORD, World, basic, bearer
 from tracker.api import documents as d
+from tracker.api import ipfs_documents as i
 from tracker.api import openapi
 from tracker.api.asked import Asked
 from tracker.api.routes import ALWAYS, PREFIX, ROUTES, Route, described
@@ -46,7 +47,7 @@ BODIES: dict[type[d.Document], dict[str, Any]] = {
     d.NewToken: {"kind": "robot", "name": "ci", "scopes": ["repository:ann/**:pull"], "lifetime": 60.0},
     d.NewJoinToken: {"uses": 1, "lifetime": 60.0, "swarm": "s", "pulls": ["acme/**"], "labels": {"zone": "a"}},
     d.Revoked: {"revoked": True},
-    d.IpfsPattern: {"pattern": "acme/**"},
+    i.IpfsPattern: {"pattern": "acme/**"},
 }
 
 
@@ -72,7 +73,7 @@ def path_of(route: Route, **other: str) -> str:
 
 
 def query_of(route: Route) -> str:
-    return "?pattern=acme/**" if route.query in (d.Pattern, d.IpfsPattern) else ""
+    return "?pattern=acme/**" if route.query in (d.Pattern, i.IpfsPattern) else ""
 
 
 def body_of(route: Route) -> dict[str, Any] | None:

@@ -12,25 +12,26 @@ from p2pregistry.digest import Digest, cid_text
 from p2pregistry.errors import RequestError
 from p2pregistry.globs import check_glob
 from tracker.api import documents as d
+from tracker.api import ipfs_documents as i
 from tracker.api.asked import Asked, wrong
 from tracker.api.rules import unknown
 from tracker.catalog.publishing import Figure, Progress
 from tracker.publishing import Image, Item
 
 
-async def show(asked: Asked[d.Nothing, d.IpfsFailures]) -> d.Ipfs:
+async def show(asked: Asked[d.Nothing, i.IpfsFailures]) -> i.Ipfs:
     publishing, setup = asked.services.publishing, asked.services.ipfs
     failures = await publishing.failures(asked.query.n)
-    return d.Ipfs(
+    return i.Ipfs(
         list(setup.services),
         setup.encrypted,
-        [d.IpfsNamed(one.pattern, one.created_at, one.actor) for one in await publishing.patterns()],
+        [i.IpfsNamed(one.pattern, one.created_at, one.actor) for one in await publishing.patterns()],
         _figures(await publishing.figures()),
         [_item(item, [progress], told=True) for item, progress in failures],
     )
 
 
-async def publish(asked: Asked[d.IpfsPattern, d.Nothing]) -> None:
+async def publish(asked: Asked[i.IpfsPattern, d.Nothing]) -> None:
     """Repeating is no error."""
     pattern = asked.body.pattern
     try:
@@ -40,21 +41,21 @@ async def publish(asked: Asked[d.IpfsPattern, d.Nothing]) -> None:
     await asked.services.publishing.publish(pattern, asked.by)
 
 
-async def unpublish(asked: Asked[d.Nothing, d.IpfsPattern]) -> None:
+async def unpublish(asked: Asked[d.Nothing, i.IpfsPattern]) -> None:
     if not await asked.services.publishing.unpublish(asked.query.pattern, asked.by):
         raise unknown("PATTERN", "there is no such pattern")
 
 
-async def retry(asked: Asked[d.Nothing, d.Nothing]) -> d.IpfsRetried:
-    return d.IpfsRetried(await asked.services.publishing.retry(asked.by))
+async def retry(asked: Asked[d.Nothing, d.Nothing]) -> i.IpfsRetried:
+    return i.IpfsRetried(await asked.services.publishing.retry(asked.by))
 
 
-async def repository(asked: Asked[d.Nothing, d.Nothing]) -> d.IpfsRepository:
+async def repository(asked: Asked[d.Nothing, d.Nothing]) -> i.IpfsRepository:
     name, publishing = asked.path["repository"], asked.services.publishing
-    return d.IpfsRepository(await publishing.chosen(name), _figures(await publishing.repository(name)))
+    return i.IpfsRepository(await publishing.chosen(name), _figures(await publishing.repository(name)))
 
 
-async def image(asked: Asked[d.Nothing, d.Nothing]) -> d.IpfsImage:
+async def image(asked: Asked[d.Nothing, d.Nothing]) -> i.IpfsImage:
     name, publishing = asked.path["repository"], asked.services.publishing
     found = await _image(asked)
     states: dict[bytes, list[Progress]] = {}
@@ -63,7 +64,7 @@ async def image(asked: Asked[d.Nothing, d.Nothing]) -> d.IpfsImage:
     told = "admin" in asked.who.rights.actions(name, private=asked.found["private"])
     items = [_item(item, states.get(item.cid, ()), told=told) for item in found.items]
     children = [str(child) for child in found.children]
-    return d.IpfsImage(str(found.digest), await publishing.chosen(name), children, items)
+    return i.IpfsImage(str(found.digest), await publishing.chosen(name), children, items)
 
 
 async def _image(asked: Asked[d.Nothing, d.Nothing]) -> Image:
@@ -83,16 +84,16 @@ async def _image(asked: Asked[d.Nothing, d.Nothing]) -> Image:
     return found
 
 
-def _figures(figures: Sequence[Figure]) -> list[d.IpfsFigure]:
-    return [d.IpfsFigure(one.service, one.state, one.jobs, one.size) for one in figures]
+def _figures(figures: Sequence[Figure]) -> list[i.IpfsFigure]:
+    return [i.IpfsFigure(one.service, one.state, one.jobs, one.size) for one in figures]
 
 
-def _item(item: Item, states: Sequence[Progress], *, told: bool) -> d.IpfsItem:
+def _item(item: Item, states: Sequence[Progress], *, told: bool) -> i.IpfsItem:
     """``told``: errors too, which may name the operator's services."""
     services = [
-        d.IpfsProgress(
+        i.IpfsProgress(
             one.service, one.state, one.sent, one.attempts, one.next_at, one.error if told else None, one.updated_at
         )
         for one in states
     ]
-    return d.IpfsItem(item.kind, str(item.digest), item.size, cid_text(item.cid), services)
+    return i.IpfsItem(item.kind, str(item.digest), item.size, cid_text(item.cid), services)

@@ -10,6 +10,7 @@ import msgspec
 
 from p2pregistry import __version__
 from tracker.api import documents as d
+from tracker.api import ipfs_documents
 from tracker.api.rules import Refusal
 
 if TYPE_CHECKING:
@@ -147,8 +148,9 @@ def documents() -> str:
     """The documents by name, with their fields, in Markdown."""
     found = [
         one
-        for one in vars(d).values()
-        if isinstance(one, type) and issubclass(one, msgspec.Struct) and one.__module__ == d.__name__
+        for module in (d, ipfs_documents)
+        for one in vars(module).values()
+        if isinstance(one, type) and issubclass(one, msgspec.Struct) and one.__module__ == module.__name__
     ]
     lines = []
     for one in sorted(found, key=lambda each: each.__name__):

@@ -12,6 +12,7 @@ from typing import Any, Final
 
 from tracker.api import documents as d
 from tracker.api import ipfs, machines, openapi, organizations, repositories, tokens, users
+from tracker.api import ipfs_documents as i
 from tracker.api.asked import Asked, Handle
 from tracker.api.rules import (
     ACCOUNT,
@@ -220,27 +221,27 @@ ROUTES: Final[tuple[Route, ...]] = (
     ),
     Route("DELETE", _REPO, repositories.delete, DELETE, "Delete it with all that is in it.", more=(_IMMUTABLE,)),
     Route(
-        "GET", _REPO + "/ipfs", ipfs.repository, PULL, "How far it is published to IPFS.", answer=d.IpfsRepository,
+        "GET", _REPO + "/ipfs", ipfs.repository, PULL, "How far it is published to IPFS.", answer=i.IpfsRepository,
     ),
     Route(
         "GET", _REPO + "/ipfs/{reference}", ipfs.image, PULL,
         "The root CIDs of an image, by tag or digest, and how far each is published.",
-        answer=d.IpfsImage, more=(_NO_IMAGE,),
+        answer=i.IpfsImage, more=(_NO_IMAGE,),
     ),
     # IPFS
     Route(
-        "GET", "/ipfs", ipfs.show, ADMINISTRATOR, "What is published to IPFS.", query=d.IpfsFailures, answer=d.Ipfs,
+        "GET", "/ipfs", ipfs.show, ADMINISTRATOR, "What is published to IPFS.", query=i.IpfsFailures, answer=i.Ipfs,
     ),
     Route(
         "PUT", "/ipfs/patterns", ipfs.publish, ADMINISTRATOR,
-        "Publish the repositories that a pattern names, now and in future.", body=d.IpfsPattern,
+        "Publish the repositories that a pattern names, now and in future.", body=i.IpfsPattern,
     ),
     Route(
         "DELETE", "/ipfs/patterns", ipfs.unpublish, ADMINISTRATOR,
-        "Publish them no longer, and unpin what no other pattern names.", query=d.IpfsPattern, more=(_NO_PATTERN,),
+        "Publish them no longer, and unpin what no other pattern names.", query=i.IpfsPattern, more=(_NO_PATTERN,),
     ),
     Route(
-        "POST", "/ipfs/retry", ipfs.retry, ADMINISTRATOR, "Try again now what failed or waits.", answer=d.IpfsRetried,
+        "POST", "/ipfs/retry", ipfs.retry, ADMINISTRATOR, "Try again now what failed or waits.", answer=i.IpfsRetried,
     ),
     # tokens
     Route(
