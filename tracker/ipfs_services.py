@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, suppress
 from typing import TYPE_CHECKING, Final
 
+import trio
+
 from p2pregistry.digest import cid_text
-from p2pregistry.errors import NotFound, Unreachable
+from p2pregistry.errors import NotFound, RegistryError, Unreachable
 from p2pregistry.ipfs.kubo import Kubo, open_kubo
 from p2pregistry.ipfs.services import CarUpload, Endpoint, PinningService, open_pinning, open_upload
 from tracker.catalog.publishing import Job
@@ -20,6 +22,8 @@ if TYPE_CHECKING:
 
 #: Seconds until a pin that was just asked for is looked at.
 _SOON: Final = 2.0
+#: Seconds that the daemon may take to connect to one peer.
+_DIAL: Final = 10.0
 
 
 class KuboService:
@@ -85,10 +89,13 @@ class UploadService:
 
 
 class PinService:
-    """A service that fetches by itself what it is asked to pin."""
+    """A service that fetches by itself what it is asked to pin. ``kubo``: the daemon that has the content; it connects
+    to the peers that the service names for that."""
 
-    def __init__(self, pinning: PinningService, *, origins: Sequence[str] = (), poll: float = 30.0) -> None:
-        self._pinning, self._origins, self._poll = pinning, tuple(origins), poll
+    def __init__(
+        self, pinning: PinningService, *, origins: Sequence[str] = (), poll: float = 30.0, kubo: Kubo | None = None
+    ) -> None:
+        self._pinning, self._origins, self._poll, self._kubo = pinning, tuple(origins), poll, kubo
 
     async def publish(self, job: Job, car: AsyncCar) -> Later | str | None:  # noqa: ARG002 - it fetches by itself
         """See Service."""
@@ -113,7 +120,15 @@ class PinService:
         if pin.status == "failed":
             await self._pinning.remove(pin.request)
             raise Unreachable(f"the service could not pin it {pin.info}".rstrip())
+        await self._meet(pin.delegates)
         return Later(pin.request, self._poll)
+
+    async def _meet(self, peers: Sequence[str]) -> None:
+        """They may find the daemon by themselves, too: that it cannot reach them is no failure."""
+        if self._kubo is not None:
+            for peer in peers:
+                with trio.move_on_after(_DIAL), suppress(RegistryError):
+                    await self._kubo.swarm_connect(peer)
 
     async def unpin(self, job: Job) -> None:
         """See Service."""
@@ -139,6 +154,7 @@ async def open_services(settings: TrackerSettings, stack: AsyncExitStack) -> dic
     """Those of the settings. Raises SettingsError, LocalError."""
     said = settings.ipfs
     found: dict[str, Service] = {}
+    kubo: Kubo | None = None
     if "kubo" in said.services:
         kubo = await stack.enter_async_context(open_kubo(kubo_of(settings)))
         found["kubo"] = KuboService(kubo, stored=settings.storage.kind == "ipfs")
@@ -152,7 +168,7 @@ async def open_services(settings: TrackerSettings, stack: AsyncExitStack) -> dic
     if "pinning" in said.services:
         token = _token(said.pinning_token, said.pinning_token_file, "ipfs.pinning_token_file")
         pinning = await stack.enter_async_context(open_pinning(Endpoint(said.pinning_url or "", token)))
-        found["pinning"] = PinService(pinning, origins=said.origins, poll=said.poll)
+        found["pinning"] = PinService(pinning, origins=said.origins, poll=said.poll, kubo=kubo)
     return found
 
 

@@ -208,6 +208,10 @@ class Kubo:
         """Of the daemon, such as 0.35.0."""
         return answers.version(await self._call("version"))
 
+    async def swarm_connect(self, address: str) -> None:
+        """Have the daemon connect to a peer, a multiaddr that ends with ``/p2p/`` and its id."""
+        await self._call("swarm/connect", [address])
+
     async def repo_stat(self) -> RepoStat:
         """What the repository has, and may have, in bytes."""
         # size-only: counting objects means walking through all of them

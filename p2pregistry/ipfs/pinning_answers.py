@@ -18,6 +18,9 @@ from p2pregistry.errors import BadContent, RemoteBusy, RemoteError, RequestError
 
 _JSON_ERRORS: Final = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
 _REQUEST: Final = re.compile(r"[\x21-\x7e]{1,255}")
+#: Of a peer, as a daemon can dial it; and how many of them count (the specification allows 20).
+_MULTIADDR: Final = re.compile(r"(?:/[A-Za-z0-9.:_-]{1,100}){2,12}/p2p/[A-Za-z0-9]{20,100}")
+_DELEGATES: Final = 20
 #: Seconds that a service may make us wait, at most.
 WAIT_MOST: Final = 3600.0
 _T = TypeVar("_T")
@@ -35,12 +38,14 @@ class ServiceRefused(RemoteError):
 
 @dataclass(frozen=True, slots=True)
 class Pin:
-    """A pin at a service: what it calls it, how far it is, the CID as text, and what the service says besides."""
+    """A pin at a service: what it calls it, how far it is, the CID as text, what the service says besides, and the
+    multiaddrs at which it wants to be given the content."""
 
     request: str
     status: Status
     cid: str
     info: str
+    delegates: tuple[str, ...] = ()
 
 
 class _Object(msgspec.Struct):
@@ -52,6 +57,7 @@ class _Pin(msgspec.Struct):
     status: Status
     pin: _Object
     info: dict[str, object] | None = None
+    delegates: list[str] | None = None
 
 
 class _Pins(msgspec.Struct):
@@ -78,7 +84,9 @@ def _pin(found: _Pin) -> Pin:
     if not _REQUEST.fullmatch(found.requestid):
         raise BadContent("an answer of the service is not understood")
     details = (found.info or {}).get("status_details")
-    return Pin(found.requestid, found.status, found.pin.cid, _shown(details) if isinstance(details, str) else "")
+    told = _shown(details) if isinstance(details, str) else ""
+    delegates = tuple(one for one in (found.delegates or ()) if _MULTIADDR.fullmatch(one))[:_DELEGATES]
+    return Pin(found.requestid, found.status, found.pin.cid, told, delegates)
 
 
 def pin(data: bytes) -> Pin:

@@ -61,6 +61,7 @@ class StubKubo:
         self.pins: dict[bytes, str] = {}
         self.files: Directory = {}
         self.calls: Counter[str] = Counter()
+        self.connected: list[str] = []
         self.scripted: dict[str, list[Response]] = {}
         self.before: Callable[[str], Awaitable[None]] | None = None
         self.storage_max = 10 << 30
@@ -207,6 +208,10 @@ class StubKubo:
 
     def do_version(self, call: _Call) -> object:  # noqa: ARG002 - they are all called the same way
         return {"Version": "0.35.0-stub", "Commit": "", "Repo": "16", "System": "", "Golang": ""}
+
+    def do_swarm_connect(self, call: _Call) -> object:
+        self.connected.append(call.args[0])
+        return {"Strings": [f"connect {call.args[0].rpartition('/')[2]} success"]}
 
     def do_repo_stat(self, call: _Call) -> object:  # noqa: ARG002
         return {"RepoSize": sum(map(len, self.blocks.values())), "StorageMax": self.storage_max}

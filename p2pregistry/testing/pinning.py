@@ -31,6 +31,7 @@ class StubPinning:
         self.scripted: dict[str, list[Response]] = {}
         self.calls: Counter[str] = Counter()
         self.named: str | None = None
+        self.delegates: list[str] = []
         self._made = 0
 
     async def handle(self, request: Request) -> Response:
@@ -66,7 +67,7 @@ class StubPinning:
             "status": self.status,
             "created": "2026-01-01T00:00:00Z",
             "pin": document,
-            "delegates": [],
+            "delegates": list(self.delegates),
         }
         return _answer(202, self.pins[number])
 

@@ -12,7 +12,9 @@ from p2pregistry.digest import cid_text
 from p2pregistry.errors import BadContent, RemoteError
 from p2pregistry.ipfs import pinning_answers as answers
 
-NAMES = st.sampled_from(["requestid", "status", "pin", "cid", "info", "status_details", "results", "error", "reason"])
+NAMES = st.sampled_from(
+    ["delegates", "requestid", "status", "pin", "cid", "info", "status_details", "results", "error", "reason"]
+)
 VALUES = st.recursive(
     st.none() | st.booleans() | st.integers() | st.text(max_size=20) | st.sampled_from(["pinned", "bafkqaaa"]),
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(NAMES | st.text(max_size=5), inner, max_size=4),

@@ -192,7 +192,7 @@ async def test_a_slow_import_that_is_not_wanted_any_more_is_cut(monkeypatch: pyt
             await reached.wait()
             await acme.publishing.unpublish("acme/*", BY)
             stub.before = None
-            while (await acme.publishing.figures())[0].state != "removed":
+            while {one.state for one in await acme.publishing.figures()} != {"removed"}:
                 await trio.sleep(0.02)
             nursery.cancel_scope.cancel()
         assert stub.calls["pin/rm"] == 3
@@ -239,6 +239,27 @@ async def test_a_pinning_service() -> None:
         await acme.publishing.unpublish("acme/*", BY)
         await acme.settle(publisher)
         assert stub.pins == {}
+
+
+async def test_the_daemon_meets_the_peers_of_a_pinning_service() -> None:
+    peer = f"/dns4/pins.example.com/tcp/4001/p2p/12D3KooW{'a' * 44}"
+    service = StubPinning()
+    service.delegates = [peer, "no address", f"/ip4/192.0.2.1/tcp/4001/p2p/{'b' * 300}"]
+    async with (
+        stub_kubo() as (rpc, stub),
+        open_kubo(kubo_config(rpc)) as kubo,
+        stub_pinning(service) as (url, _),
+        open_pinning(Endpoint(url, TOKEN)) as pinning,
+    ):
+        acme = await one_image(PinService(pinning, poll=0.0, kubo=kubo), "pinning", LAYER)
+        publisher = acme.publisher()
+        stub.scripted["swarm/connect"] = [refused("dial backoff")]
+        await publisher.once()
+        await acme.publishing.retry(BY)
+        await publisher.once()
+        assert stub.calls["swarm/connect"] == 3
+        assert stub.connected == [peer, peer]
+        assert {error for _, error in (await acme.said()).values()} == {None}
 
 
 async def test_a_pin_whose_maker_died_before_it_was_written_down_is_found() -> None:
