@@ -188,7 +188,6 @@ def _assemble(
     hooks = PostgresHooks(db)
     named = Named(catalog)
     announces = _announces(settings, db, named)
-    slots = Slots(settings.peer.max_uploads, settings.peer.queue)
     signed = SignedRecords(lambda: keyring.signer)
     history = TagHistory(db)
     feed = Feed(PostgresChanges(db), signed, listen=Notices(_direct(settings, db)).run, keep=settings.feed.keep)
@@ -200,43 +199,37 @@ def _assemble(
     blobs, blocks = Blobs(catalog, objects), PostgresIpfsBlocks(db)
     public = PublicBlocks(blocks, catalog, blobs, lookups=max(1, settings.database.pool // 4))
     ipfs = front_parts.ipfs(settings, public, announces, lambda: (keyring.peer_id, url))
+    peers = TrackerPeerApi(
+        catalog,
+        blobs,
+        Slots(settings.peer.max_uploads, settings.peer.queue),
+        bulletin,
+        signed,
+        named=named,
+        announces=announces,
+        feed=feed,
+        pulled=sweeper.pulls.count,
+    )
+    admin = AdminApi(
+        status_admin.routes(catalog.sessions, objects, lambda: probe.reason),
+        hook_admin.routes(hooks),
+        garbage_admin.routes(sweeper, garbage),
+        policy_admin.routes(catalog.policies),
+        repo_admin.routes(catalog, uploads, history),
+        key_admin.routes(keeper),
+        node_admin.routes(known.nodes, node_facts),
+        identity_admin.routes(accounts, url),
+    )
     handlers: dict[str, Handler] = {
         "registry": front_parts.front(settings, services, objects, uploads, sweeper.pulls.count, ipfs),
-        "peer": known.gate(
-            TrackerPeerApi(
-                catalog,
-                blobs,
-                slots,
-                bulletin,
-                signed,
-                named=named,
-                announces=announces,
-                feed=feed,
-                pulled=sweeper.pulls.count,
-            ),
-            bulletin,
-        ),
+        "peer": known.gate(peers, bulletin),
         "metrics": health(lambda: probe.reason, lambda: probe.parts),
-        "admin": by_path(
-            doors.private(services),
-            AdminApi(
-                status_admin.routes(catalog.sessions, objects, lambda: probe.reason),
-                hook_admin.routes(hooks),
-                garbage_admin.routes(sweeper, garbage),
-                policy_admin.routes(catalog.policies),
-                repo_admin.routes(catalog, uploads, history),
-                key_admin.routes(keeper),
-                node_admin.routes(known.nodes, node_facts),
-                identity_admin.routes(accounts, url),
-            ),
-        ),
+        "admin": by_path(doors.private(services), admin),
     }
     runner = _hook_runner(settings, hooks)
+    publisher = _publisher(settings, services.publishing, Cars(catalog, blobs, services.publishing), ipfs_services)
     tasks = [uploads.run, probe.run, announces.run, sweeper.run, runner.run, keeper.run, bulletin.run, accounts.run]
-    tasks += [feed.run, Follower(db, named).run, partial(keep_filled, blocks)]
-    tasks.append(
-        _publisher(settings, services.publishing, Cars(catalog, blobs, services.publishing), ipfs_services).run
-    )
+    tasks += [feed.run, Follower(db, named).run, partial(keep_filled, blocks), publisher.run]
     if settings.feed.history is not None:
         tasks.append(partial(prune_daily, partial(history.prune, settings.feed.history)))
     if known.desk is not None:
