@@ -135,6 +135,25 @@ def _show(answer: Any, as_json: bool) -> None:
         for row in rows:
             click.echo("  ".join(str(value) for value in row.values()) if isinstance(row, dict) else str(row))
         return
-    width = max((len(key) for key in rows), default=0)
-    for key, value in rows.items():
-        click.echo(f"{key:<{width}}  {value if isinstance(value, str | int | float) else json.dumps(value)}")
+    for line in lines_of(rows):
+        click.echo(line)
+
+
+def lines_of(facts: dict[str, Any]) -> list[str]:
+    """Facts as people read them: a line each, of a list one for each entry."""
+    width = max((len(key) for key in facts), default=0)
+    found: list[str] = []
+    for key, value in facts.items():
+        entries = value if isinstance(value, list) and value else [value]
+        found += [f"{key if number == 0 else '':<{width}}  {_text(entry)}" for number, entry in enumerate(entries)]
+    return found
+
+
+def _text(value: object) -> str:
+    if value is None or value == []:
+        return "-"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, dict):
+        return "  ".join(f"{key} {_text(part)}" if key != "url" else str(part) for key, part in value.items() if part)
+    return str(value)

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
+from node.cli import lines_of
 from p2pregistry import cli
 from p2pregistry.errors import LocalError, SettingsError
 
@@ -128,3 +129,18 @@ def test_status_and_peers_of_a_running_node(admin: Path) -> None:
     assert runner.invoke(cli.cli, ["node", "status", *folder]).output == "peer_id  12D3\nblobs    3\n"
     assert json.loads(runner.invoke(cli.cli, ["node", "status", "--json", *folder]).output)["blobs"] == 3
     assert runner.invoke(cli.cli, ["node", "peers", *folder]).output == "12D4  http://127.0.0.1:1\n"
+
+
+def test_facts_of_a_node_are_a_line_each_and_a_list_one_for_each_entry() -> None:
+    gateways = [
+        {"url": "https://a.example", "state": "ok", "why": "", "wait": 0.0, "seen": 4.0},
+        {"url": "https://b.example", "state": "banned", "why": "it sends another block", "wait": 598.2, "seen": None},
+    ]
+    assert lines_of({"pid": 7, "max_bytes": None, "names": [], "feed_connected": False, "gateways": gateways}) == [
+        "pid             7",
+        "max_bytes       -",
+        "names           -",
+        "feed_connected  no",
+        "gateways        https://a.example  state ok  seen 4.0",
+        "                https://b.example  state banned  why it sends another block  wait 598.2",
+    ]
