@@ -206,6 +206,18 @@ def tracker_figures() -> TrackerFigures:
     )
 
 
+def watch_streams(count: Callable[[], int]) -> None:
+    """``p2pregistry_feed_streams``, of a tracker: asked when it is read."""
+    _streams_gauge().set_function(lambda: float(count()))
+
+
+@functools.cache
+def _streams_gauge() -> Gauge:
+    from prometheus_client import Gauge
+
+    return Gauge("p2pregistry_feed_streams", "Nodes that are being told of changes here.")
+
+
 @dataclass(frozen=True, slots=True)
 class IpfsFigures:
     """Of publishing to IPFS: jobs and bytes of content by service and state, bytes sent, jobs given up."""

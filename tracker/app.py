@@ -191,6 +191,7 @@ def _assemble(
     signed = SignedRecords(lambda: keyring.signer)
     history = TagHistory(db)
     feed = Feed(PostgresChanges(db), signed, listen=Notices(_direct(settings, db)).run, keep=settings.feed.keep)
+    observe.watch_streams(lambda: feed.open_streams)
 
     def node_facts() -> Facts:
         return known.facts(_peer_url(settings, listeners))

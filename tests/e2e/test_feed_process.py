@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -58,6 +59,12 @@ def listening(process: TrackerProcess, model: FeedModel) -> Iterator[Listener]:
         listener.connection.close()
 
 
+def streams(process: TrackerProcess) -> float:
+    with urllib.request.urlopen(f"{process.facts['metrics_url']}/metrics", timeout=60) as answer:
+        page = answer.read().decode()
+    return next(float(line.split()[1]) for line in page.splitlines() if line.startswith("p2pregistry_feed_streams "))
+
+
 def image(rng: random.Random) -> Image:
     return Image.of(rng.randbytes(50), [rng.randbytes(1000)])
 
@@ -83,6 +90,7 @@ def test_a_stream_outlives_the_database(tmp_path: Path) -> None:
         with listening(process, model) as listener:
             client.push("acme/api", "1", first)
             listener.until(**{"1": first})
+            assert streams(process) == 1
             pid = Path(process.facts["data_dir"], "postgres", "data", "postmaster.pid")
             os.kill(int(pid.read_text("ascii").split("\n")[0]), signal.SIGKILL)
             push_once_it_is_back(client, "acme/api", "1", second)
