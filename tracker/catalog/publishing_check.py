@@ -160,6 +160,23 @@ async def what_is_private_is_not_published(world: World) -> None:
 
 
 @_case
+async def of_what_has_just_become_private_nothing_more_is_published(world: World) -> None:
+    await world.publishing.publish("**", BY)
+    await world.image("acme/api", "v1")
+    await world.look()
+    (begun,) = await world.publishing.claim([KUBO], 1, 60.0)
+    await world.catalog.set_visibility("acme/api", True, BY)
+    await world.publishing.failed(begun, "away", 0.0)
+    assert await world.publishing.claim([KUBO], 10, 60.0) == [], "though nobody has looked at the change"
+    await world.look()
+    assert await world.all() == {"unpinning": 4}
+    assert len(await world.work()) == 4
+    await world.image("acme/api", "v2", layer=LAYER + "+encrypted", public=False)
+    await world.look(encrypted=True)
+    assert len(await world.work()) == 4, "what is to be published of a private repository is"
+
+
+@_case
 async def encrypted_images_of_private_repositories_are_if_the_operator_says_so(world: World) -> None:
     await world.publishing.publish("**", BY)
     hidden = await world.image("acme/api", "v1", layer=LAYER + "+encrypted", public=False)

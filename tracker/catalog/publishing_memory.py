@@ -42,6 +42,7 @@ class MemoryPublishing:
         self._wanted: dict[str, dict[bytes, Item]] = {}
         self._rows: dict[tuple[bytes, str], _Row] = {}
         self._last = 0
+        self._encrypted = False
 
     async def patterns(self) -> list[Pattern]:
         await trio.lowlevel.checkpoint()
@@ -67,6 +68,7 @@ class MemoryPublishing:
 
     async def reconcile(self, limit: int, services: Sequence[str], *, encrypted: bool) -> int:
         await trio.lowlevel.checkpoint()
+        self._encrypted = encrypted
         changes = 0
         gone: set[bytes] = set()
         for name in sorted(self._catalog.content.keys() | self._wanted.keys()):
@@ -129,6 +131,7 @@ class MemoryPublishing:
             and only in (None, row.service)
             and row.state in ("queued", "publishing", "unpinning", "published")
             and not self._waits(row, services)
+            and (row.state not in ("queued", "publishing") or self._still_wanted(row.item.cid))
         ]
         jobs = []
         for row in sorted(due, key=lambda row: (row.next_at, row.id))[:limit]:
@@ -138,6 +141,13 @@ class MemoryPublishing:
             row.state = "publishing" if row.state == "queued" else row.state
             jobs.append(Job(row.id, row.service, row.item, row.state, row.attempts, row.generation, row.remote))
         return sorted(jobs, key=lambda job: job.id)
+
+    def _still_wanted(self, cid: bytes) -> bool:
+        """What was published cannot be taken back, so a change counts before anybody has looked at it."""
+        return any(
+            cid in items and cid in self._of(name, items, encrypted=self._encrypted)
+            for name, items in self._wanted.items()
+        )
 
     def _waits(self, row: _Row, services: Sequence[str]) -> bool:
         if row.service != "pinning" or row.state == "unpinning" or "kubo" not in services:

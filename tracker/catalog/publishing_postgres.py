@@ -64,6 +64,14 @@ where cid = any(%s::bytea[]) and state not in ('unpinning', 'removed')
     and not exists (select from ipfs_wanted w where w.cid = j.cid)
 """
 _JOB: Final = "id, service, cid, kind, digest, size, state, attempts, generation, remote"
+# What was published cannot be taken back: of a repository that has just become private nothing more is, even before
+# somebody has looked at the change.
+_SEEN: Final = """exists (
+            select from ipfs_wanted w join repositories r on r.id = w.repository_id
+            where w.cid = j.cid and (
+                not r.private or not exists (select from ipfs_changed c where c.repository_id = r.id)
+            )
+        )"""
 _CLAIM: Final = f"""
 update ipfs_jobs set attempts = attempts + 1, generation = generation + 1, updated_at = now(),
     held_until = now() + %s * interval '1 second', state = case state when 'queued' then 'publishing' else state end
@@ -71,6 +79,7 @@ where id in (
     select j.id from ipfs_jobs j
     where j.next_at <= now() and (j.held_until is null or j.held_until < now()) and j.service = any(%s::text[])
         and j.state in ('queued', 'publishing', 'unpinning', 'published')
+        and (j.state not in ('queued', 'publishing') or {_SEEN})
         and (j.service <> 'pinning' or j.state = 'unpinning' or not exists (
             select from ipfs_jobs k where k.cid = j.cid and k.service = 'kubo' and k.service = any(%s::text[])
                 and k.state in ('queued', 'publishing')
