@@ -122,7 +122,8 @@ def test_from_the_first_administrator_to_a_robot_that_pushes(tmp_path: Path) -> 
         command(process, "user", "delete", "dora", "--yes")
         command(process, "org", "add", "acme", "--owner", "ann")
         command(process, "org", "member", "set", "acme", "carl", "member")
-        command(process, "org", "team", "add", "acme", "web")
+        command(process, "org", "team", "add", "acme", "page")
+        command(process, "org", "team", "rename", "acme", "page", "web")
         command(process, "org", "team", "add-member", "acme", "web", "carl")
         command(process, "org", "grant", "set", "acme", "web", "acme/web/**", "pull,push")
         assert "acme/web/** pull,push" in typed(process, "org", "show", "acme").stdout

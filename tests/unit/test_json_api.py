@@ -43,6 +43,7 @@ BODIES: dict[type[d.Document], dict[str, Any]] = {
     d.NewRole: {"role": "member"},
     d.Grant: {"pattern": "acme/**", "actions": ["pull"]},
     d.NewTeam: {"name": "x"},
+    d.TeamName: {"name": "crew"},
     d.Visibility: {"private": True},
     d.NewToken: {"kind": "robot", "name": "ci", "scopes": ["repository:ann/**:pull"], "lifetime": 60.0},
     d.NewJoinToken: {"uses": 1, "lifetime": 60.0, "swarm": "s", "pulls": ["acme/**"], "labels": {"zone": "a"}},
@@ -175,7 +176,8 @@ async def _everything_done(here: World) -> None:
     await here("DELETE", "/organizations/acme/teams/ops/members/carl", who=ANN)
     await here("PUT", "/organizations/acme/teams/ops/grants", {"pattern": "acme/x", "actions": ["push"]}, who=ANN)
     await here("DELETE", "/organizations/acme/teams/ops/grants?pattern=acme/x", who=ANN)
-    await here("DELETE", "/organizations/acme/teams/ops", who=ANN)
+    await here("PUT", "/organizations/acme/teams/ops/name", {"name": "sre"}, who=ANN)
+    await here("DELETE", "/organizations/acme/teams/sre", who=ANN)
     await here("PUT", f"{API}/visibility", {"private": False}, who=ANN)
     await here("PUT", "/ipfs/patterns", {"pattern": "acme/**"}, who=ROOT)
     await here("POST", "/ipfs/retry", who=ROOT)
@@ -328,6 +330,8 @@ async def _specific(here: World) -> None:
     await refused(409, "CONFLICT", "POST", teams, {"name": "devs"}, who=ANN)
     await refused(404, "TEAM_UNKNOWN", "GET", f"{teams}/none", who=ANN)
     await refused(404, "TEAM_UNKNOWN", "DELETE", f"{teams}/none", who=ANN)
+    await refused(404, "TEAM_UNKNOWN", "PUT", f"{teams}/none/name", {"name": "x"}, who=ANN)
+    await refused(409, "CONFLICT", "PUT", f"{teams}/devs/name", {"name": "devs"}, who=ANN)
     await refused(404, "TEAM_UNKNOWN", "PUT", f"{teams}/none/members/carl", who=ANN)
     await refused(409, "CONFLICT", "PUT", f"{teams}/devs/members/bob", who=ANN)
     await refused(404, "TEAM_UNKNOWN", "DELETE", f"{teams}/none/members/carl", who=ANN)

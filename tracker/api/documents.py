@@ -233,6 +233,12 @@ class Teams(msgspec.Struct, frozen=True):
     teams: list[Team]
 
 
+class TeamName(Document, frozen=True):
+    """Members and grants stay. The old name is free."""
+
+    name: Name
+
+
 class NewTeam(Document, frozen=True):
     """Without members and grants."""
 

@@ -99,6 +99,12 @@ async def show_team(asked: Asked[d.Nothing, d.Nothing]) -> d.Team:
     raise unknown_team(asked.path["team"])
 
 
+async def rename_team(asked: Asked[d.TeamName, d.Nothing]) -> d.Team:
+    organization, team = asked.path["organization"], asked.path["team"]
+    with naming("name"):
+        return _team(await asked.services.accounts.rename_team(organization, team, asked.body.name, asked.by))
+
+
 async def delete_team(asked: Asked[d.Nothing, d.Nothing]) -> None:
     await asked.services.accounts.delete_team(asked.path["organization"], asked.path["team"], asked.by)
 

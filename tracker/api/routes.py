@@ -190,6 +190,10 @@ ROUTES: Final[tuple[Route, ...]] = (
         body=d.NewTeam, answer=d.Team, made=True, more=(Refusal(409, "CONFLICT", "There is a team of this name."),),
     ),
     Route("GET", _TEAM, organizations.show_team, MEMBER, "A team.", answer=d.Team, more=(_NO_TEAM,)),
+    Route(
+        "PUT", _TEAM + "/name", organizations.rename_team, MANAGER, "Rename a team.", body=d.TeamName, answer=d.Team,
+        more=(_NO_TEAM, Refusal(409, "CONFLICT", "There is a team of this name.")),
+    ),
     Route("DELETE", _TEAM, organizations.delete_team, MANAGER, "Delete a team.", more=(_NO_TEAM,)),
     Route(
         "PUT", _TEAM + "/members/{user}", organizations.add_team_member, MANAGER, "Let a member into a team.",

@@ -130,6 +130,17 @@ def add_team(console: Console, organization: str, name: str) -> None:
     console.show(answer, lambda: [f"team {name}"])
 
 
+@team.command("rename")
+@click.argument("organization")
+@click.argument("name")
+@click.argument("to")
+@with_tracker
+def rename_team(console: Console, organization: str, name: str, to: str) -> None:
+    """Rename a team; its members and grants stay."""
+    answer = console.api("PUT", "organizations", organization, "teams", name, "name", document={"name": to})
+    console.show(answer, lambda: ["renamed"])
+
+
 @team.command("delete")
 @click.argument("organization")
 @click.argument("name")

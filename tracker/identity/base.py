@@ -189,6 +189,9 @@ class Accounts(Protocol):
     async def add_team(self, organization: str, team: str, by: By) -> Team:
         """A new one without members and grants."""
 
+    async def rename_team(self, organization: str, team: str, to: str, by: By) -> Team:
+        """With its members and grants. Another team may have the old name later."""
+
     async def delete_team(self, organization: str, team: str, by: By) -> None:
         """With all it grants."""
 

@@ -409,6 +409,26 @@ async def teams_grant_by_glob_what_they_grant(on: Subject) -> None:
 
 
 @_case
+async def a_team_is_renamed_with_members_and_grants(on: Subject) -> None:
+    await acme(on)
+    await on.accounts.add_team("acme", "dev", BY)
+    await on.accounts.add_team("acme", "ops", BY)
+    await on.accounts.set_member("acme", "bob", "member", BY)
+    await on.accounts.add_team_member("acme", "dev", "bob", BY)
+    await on.accounts.set_grant("acme", "dev", "acme/*", ["push"], BY)
+    renamed = await on.accounts.rename_team("acme", "dev", "web", BY)
+    assert (renamed.name, renamed.members, renamed.grants) == ("web", ("bob",), (Grant("acme/*", frozenset({"push"})),))
+    assert await may(on, await shown(on, "bob"), "acme/app") == {"pull", "push"}
+    assert [team.name for team in await on.accounts.teams("acme")] == ["ops", "web"]
+    for to in ("ops", "web"):
+        assert await refused(on.accounts.rename_team("acme", "web", to, BY)) == CONFLICT
+    assert await refused(on.accounts.rename_team("acme", "web", "No", BY)) == INVALID
+    assert await refused(on.accounts.rename_team("acme", "dev", "new", BY)) == ("TEAM_UNKNOWN", 404)
+    assert await refused(on.accounts.rename_team("nobody", "dev", "new", BY)) == UNKNOWN
+    await on.accounts.add_team("acme", "dev", BY)
+
+
+@_case
 async def grants_are_in_form_and_within_the_organization(on: Subject) -> None:
     await acme(on)
     await on.accounts.add_team("acme", "dev", BY)

@@ -360,6 +360,16 @@ class MemoryAccounts:
         self._note(by, "team.add", organization)
         return Team(organization, team, group.created)
 
+    async def rename_team(self, organization: str, team: str, to: str, by: By) -> Team:
+        await trio.lowlevel.checkpoint()
+        group = self._team(organization, team)
+        if (organization, check_name(to)) in self._teams:
+            raise conflict(f"there is a team {to}")
+        del self._teams[organization, team]
+        self._teams[organization, to] = group
+        self._note(by, "team.rename", organization)
+        return next(one for one in await self.teams(organization) if one.name == to)
+
     async def delete_team(self, organization: str, team: str, by: By) -> None:
         await trio.lowlevel.checkpoint()
         self._team(organization, team)

@@ -143,6 +143,17 @@ def add_team(connection: Connection, organization: str, team: str, by: By) -> Te
     return Team(organization, team, row[0])
 
 
+def rename_team(connection: Connection, organization: str, team: str, to: str, by: By) -> Team:
+    """See Accounts."""
+    within, number = _team(connection, organization, team)
+    if connection.execute(_TEAM, (within.id, to)).fetchone() is not None:
+        raise conflict(f"there is a team {to}")
+    connection.execute("update teams set name = %s where id = %s", (to, number))
+    found = next(one for one in teams(connection, organization) if one.name == to)
+    noted(connection, by, "team.rename", within, team=team, to=to)
+    return found
+
+
 def delete_team(connection: Connection, organization: str, team: str, by: By) -> None:
     """See Accounts."""
     within, number = _team(connection, organization, team)

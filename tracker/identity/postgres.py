@@ -223,6 +223,11 @@ class PostgresAccounts:
         check_name(team)
         return await self._change(organization_rows.add_team, organization, team, by)
 
+    async def rename_team(self, organization: str, team: str, to: str, by: By) -> Team:
+        _look_up(organization, team=team)
+        check_name(to)
+        return await self._change(organization_rows.rename_team, organization, team, to, by)
+
     async def delete_team(self, organization: str, team: str, by: By) -> None:
         _look_up(organization, team=team)
         await self._change(organization_rows.delete_team, organization, team, by)
