@@ -39,7 +39,7 @@ _OPTIONS: Final = (
     click.option(
         "--plain-http/--tls",
         default=None,
-        help="How to speak to the registry. Without it: plain HTTP on this machine, TLS everywhere else.",
+        help="How to speak to the registry. Without it: plain HTTP on this machine (TLS with a --ca-file), else TLS.",
     ),
     click.option(
         "--ca-file",
@@ -187,7 +187,9 @@ def _registry(
         credentials = Credentials(username, sys.stdin.readline().rstrip("\r\n"))
     else:
         credentials = _kept(name.host)
-    return Registry(name, credentials, plain=name.loopback if plain is None else plain, ca=ca)
+    if plain is None:  # who names a certificate means TLS
+        plain = name.loopback and ca is None
+    return Registry(name, credentials, plain=plain, ca=ca)
 
 
 def _kept(host: str) -> Credentials | None:

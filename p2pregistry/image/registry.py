@@ -222,4 +222,8 @@ def _refusal(name: ImageName, answer: httpx.Response, target: str) -> RegistryEr
         return RequestError("DENIED", f"{name.host} does not give {what} with these credentials: status {status}")
     if status == 429:
         return RemoteBusy(f"{name.host} is asked too often, now for {what}; try later")
-    return Unreachable(f"{name.host} answered {status} for {what}")
+    # what servers say that expect TLS
+    clear = (
+        "; it was asked over plain HTTP: --tls asks over TLS" if status == 400 and answer.url.scheme == "http" else ""
+    )
+    return Unreachable(f"{name.host} answered {status} for {what}{clear}")

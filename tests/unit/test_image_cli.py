@@ -67,11 +67,14 @@ def config(path: Path, host: str, pair: str) -> None:
     path.write_text(json.dumps({"auths": {host: {"auth": base64.b64encode(pair.encode()).decode()}}}))
 
 
-def test_the_local_node_is_asked_in_the_clear_and_others_by_tls(asked: Asked) -> None:
+def test_the_local_node_is_asked_in_the_clear_and_others_by_tls(asked: Asked, tmp_path: Path) -> None:
     for words in (["acme/api"], ["r.example/acme/api"], ["acme/api", "--tls"], ["r.example/a", "--plain-http"]):
         assert run("cid", *words).exit_code == 0
     assert asked.names[0] == "localhost:5000/acme/api:latest"
     assert [more["plain"] for more in asked.more] == [True, False, False, True]
+    (tmp_path / "ca.pem").touch()
+    assert run("cid", "acme/api", "--ca-file", str(tmp_path / "ca.pem")).exit_code == 0
+    assert asked.more[-1]["plain"] is False, "a certificate is for TLS"
 
 
 def test_credentials_are_given_or_kept(asked: Asked, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -130,6 +130,13 @@ def test_tokens_that_are_none_or_not_good() -> None:
             client.root(DIGEST)
 
 
+def test_a_registry_that_wants_tls_is_told_from_one_that_is_broken() -> None:
+    name = parse_image("localhost:7443/a/b:1")
+    transport = httpx.MockTransport(lambda _: httpx.Response(400))
+    with Registry(name, None, plain=True, transport=transport) as client, pytest.raises(Unreachable, match="--tls"):
+        client.manifest("1")
+
+
 @pytest.mark.parametrize(
     ("status", "kind"),
     [(404, NotFound), (403, RequestError), (401, RequestError), (429, RemoteBusy), (500, Unreachable)],
