@@ -14,6 +14,9 @@ class Screen(Protocol):
     def step(self, text: str) -> None:
         """What is being done now; replaces the step before."""
 
+    def rest(self) -> None:
+        """The last step is done, and nothing else is begun."""
+
     def note(self, text: str) -> None:
         """A line that stays."""
 
@@ -32,6 +35,9 @@ class PlainScreen:
 
     def step(self, text: str) -> None:
         self.note(f"{text} ...")
+
+    def rest(self) -> None:
+        """See Screen."""
 
     def note(self, text: str) -> None:
         click.echo(text, err=self._err)
@@ -70,6 +76,10 @@ class RichScreen:
 
     def step(self, text: str) -> None:
         self._status.update(f"{text} ...")
+        self._status.start()
+
+    def rest(self) -> None:
+        self._status.stop()
 
     def note(self, text: str) -> None:
         self._console.print(text, markup=False, highlight=False)

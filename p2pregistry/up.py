@@ -135,6 +135,7 @@ class _Swarm:
             except RemoteError as err:
                 logs = self._plan.data_dir / "logs"
                 raise LocalError(f"{err.message}; everything is stopped. The logs are in {logs}") from err
+        self._screen.rest()
         self._screen.note("Ctrl-C stops everything.")
 
     @property
