@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, Final
 import trio
 
 from p2pregistry.digest import cid_text
-from p2pregistry.errors import NotFound, RegistryError, Unreachable
+from p2pregistry.errors import NotFound, RegistryError, SettingsError, Unreachable
 from p2pregistry.ipfs.kubo import Kubo, open_kubo
 from p2pregistry.ipfs.services import CarUpload, Endpoint, PinningService, open_pinning, open_upload
 from tracker.catalog.publishing import Job
-from tracker.publisher import AsyncCar, Later, Mismatch, Service
+from tracker.publisher import AsyncCar, Forgotten, Later, Mismatch, Service
 from tracker.settings import TrackerSettings, read_secret
 from tracker.storage import kubo_of
 
@@ -109,17 +109,17 @@ class PinService:
             return Later(pin.request, _SOON)
         pin = await self._pinning.get(job.remote)
         if pin is None:
-            raise Unreachable("the service has forgotten the pin")
+            raise Forgotten("the service has forgotten the pin")
         return await self._of(pin, job)
 
     async def _of(self, pin: Pin, job: Job) -> Later | None:
         if pin.cid != cid_text(job.item.cid):
-            raise Mismatch(f"the service pins {pin.cid[:100]} in place of {cid_text(job.item.cid)}")
+            raise Mismatch(f"the service pins {pin.cid} in place of {cid_text(job.item.cid)}")
         if pin.status == "pinned":
             return None
         if pin.status == "failed":
             await self._pinning.remove(pin.request)
-            raise Unreachable(f"the service could not pin it {pin.info}".rstrip())
+            raise Forgotten(f"the service could not pin it {pin.info}".rstrip())
         await self._meet(pin.delegates)
         return Later(pin.request, self._poll)
 
@@ -173,4 +173,9 @@ async def open_services(settings: TrackerSettings, stack: AsyncExitStack) -> dic
 
 
 def _token(value: str | None, file: str | None, setting: str) -> str | None:
-    return value if file is None else read_secret(file, setting)
+    token = value if file is None else read_secret(file, setting)
+    if token is not None and not all("\x21" <= char <= "\x7e" for char in token):
+        raise SettingsError(
+            f"$.{setting.removesuffix('_file') if file is None else setting}: no header holds this token"
+        )
+    return token

@@ -11,7 +11,7 @@ from typing import Final, Protocol
 
 import trio
 
-from p2pregistry.errors import LocalError, NoConnection, RegistryError, RemoteBusy, RequestError
+from p2pregistry.errors import LocalError, NoConnection, RegistryError, RemoteBusy, RequestError, Unreachable
 from p2pregistry.observe import ipfs_figures, logger
 from p2pregistry.rate import Limiter
 from tracker.cars import Car
@@ -42,6 +42,10 @@ class Mismatch(RequestError):
 
     def __init__(self, message: str) -> None:
         super().__init__("INVALID", message, status=502)
+
+
+class Forgotten(Unreachable):
+    """The service has nothing any more under the name that it had for it: it is to be asked anew."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -277,10 +281,13 @@ class Publisher:
         elif not isinstance(err, Mismatch):
             asked = err.retry_after if isinstance(err, RemoteBusy) else 0.0
             again = pause(job.attempts, self._draw(), most=self._attempts, asked=asked)
+        if again is None and job.state == "unpinning":  # what nobody may have any more is never left there
+            again = LONGEST_PAUSE
         if again is None:
             ipfs_figures().failures.labels(job.service).inc()
             _log.warning("something is not published to IPFS", job=job.id, service=job.service, error=err.message)
-        return lambda: self._publishing.failed(job, err.message, again, counts=not away and job.state != "published")
+        counts, forget = not away and job.state != "published", isinstance(err, Forgotten)
+        return lambda: self._publishing.failed(job, err.message, again, counts=counts, forget=forget)
 
 
 @dataclass(frozen=True, slots=True)

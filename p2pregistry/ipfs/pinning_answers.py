@@ -38,18 +38,20 @@ class ServiceRefused(RemoteError):
 
 @dataclass(frozen=True, slots=True)
 class Pin:
-    """A pin at a service: what it calls it, how far it is, the CID as text, what the service says besides, and the
-    multiaddrs at which it wants to be given the content."""
+    """A pin at a service: what it calls it, how far it is, the CID as text, what the service says besides, the
+    multiaddrs at which it wants to be given the content, and the name that it was given."""
 
     request: str
     status: Status
     cid: str
     info: str
     delegates: tuple[str, ...] = ()
+    name: str = ""
 
 
 class _Object(msgspec.Struct):
     cid: Annotated[str, msgspec.Meta(max_length=200)]
+    name: str | None = None
 
 
 class _Pin(msgspec.Struct):
@@ -86,7 +88,7 @@ def _pin(found: _Pin) -> Pin:
     details = (found.info or {}).get("status_details")
     told = _shown(details) if isinstance(details, str) else ""
     delegates = tuple(one for one in (found.delegates or ()) if _MULTIADDR.fullmatch(one))[:_DELEGATES]
-    return Pin(found.requestid, found.status, found.pin.cid, told, delegates)
+    return Pin(found.requestid, found.status, _shown(found.pin.cid), told, delegates, found.pin.name or "")
 
 
 def pin(data: bytes) -> Pin:

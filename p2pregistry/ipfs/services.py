@@ -84,11 +84,12 @@ class PinningService(_Service):
     """The Pinning Service API. Made by ``open_pinning``."""
 
     async def find(self, cid: bytes, name: str) -> Pin | None:
-        """Our pin of a root, in whatever state: one whose maker died before it could be written down."""
+        """Our pin of a root, in whatever state: one whose maker died before it could be written down. One of another
+        name is somebody else's, also where the service does not look at names."""
         every = "queued,pinning,pinned,failed"
         query = {"cid": cid_text(cid), "name": name, "match": "exact", "status": every, "limit": "10"}
         found = answers.pins(await self._call("GET", f"{self._url}/pins", params=query))
-        return next((one for one in found if one.cid == cid_text(cid)), None)
+        return next((one for one in found if (one.cid, one.name) == (cid_text(cid), name)), None)
 
     async def add(self, cid: bytes, name: str, origins: Sequence[str], meta: Mapping[str, str]) -> Pin:
         """Ask for a pin. Raises BadContent if the service answers with one of something else."""

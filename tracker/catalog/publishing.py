@@ -104,9 +104,11 @@ class Publishing(Protocol):
     async def later(self, job: Job, remote: str, after: float) -> None:
         """The service works on it: look again in so many seconds."""
 
-    async def failed(self, job: Job, error: str, again: float | None, *, counts: bool = True) -> None:
+    async def failed(
+        self, job: Job, error: str, again: float | None, *, counts: bool = True, forget: bool = False
+    ) -> None:
         """It is not; ``again`` in so many seconds, None: never by itself. Not ``counts``: it was not the job's fault,
-        and this was no try."""
+        and this was no try. ``forget``: what the service called it means nothing any more."""
 
     async def removed(self, job: Job) -> None:
         """It is unpinned."""

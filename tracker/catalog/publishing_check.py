@@ -354,7 +354,11 @@ async def a_service_that_pins_is_asked_again(world: World) -> None:
     again = next(one for one in await world.publishing.claim([PINNING], 10, 60.0) if one.id == job.id)
     assert (again.remote, again.state, again.attempts) == ("request-1", "publishing", 1)
     await world.publishing.failed(again, "503", 0.0)
-    assert (await world.publishing.claim([PINNING], 1, 60.0))[0].remote == "request-1"
+    again = (await world.publishing.claim([PINNING], 1, 60.0))[0]
+    assert again.remote == "request-1"
+    await world.publishing.failed(again, "404", 0.0, forget=True)
+    forgotten = (await world.publishing.claim([PINNING], 1, 60.0))[0]
+    assert (forgotten.id, forgotten.remote, forgotten.attempts) == (again.id, None, 3)
     await world.publishing.unpublish("acme/*", BY)
     await world.look(PINNING)
     assert (await world.all())["unpinning"] == 4

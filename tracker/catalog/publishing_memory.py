@@ -197,10 +197,14 @@ class MemoryPublishing:
                 self._set(row, "publishing", self._now() + timedelta(seconds=after))
                 row.attempts, row.error = 0, None
 
-    async def failed(self, job: Job, error: str, again: float | None, *, counts: bool = True) -> None:
+    async def failed(
+        self, job: Job, error: str, again: float | None, *, counts: bool = True, forget: bool = False
+    ) -> None:
         await trio.lowlevel.checkpoint()
         if (row := self._mine(job)) is not None:
             row.held_until = None
+            if forget:
+                row.remote = None
             if row.state == job.state:
                 row.error = error[:500]
                 row.attempts = max(0, row.attempts - (not counts))

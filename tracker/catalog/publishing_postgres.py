@@ -197,8 +197,10 @@ class PostgresPublishing:
     async def later(self, job: Job, remote: str, after: float) -> None:
         await self._db.tx(_later, job, remote, after, retry=True)
 
-    async def failed(self, job: Job, error: str, again: float | None, *, counts: bool = True) -> None:
-        await self._db.tx(_failed, job, error, again, counts, retry=True)
+    async def failed(
+        self, job: Job, error: str, again: float | None, *, counts: bool = True, forget: bool = False
+    ) -> None:
+        await self._db.tx(_failed, job, error, again, counts, forget, retry=True)
 
     async def removed(self, job: Job) -> None:
         await self._db.tx(_finish, job, _REMOVED, (), retry=True)
@@ -365,7 +367,9 @@ def _later(connection: Connection, job: Job, remote: str, after: float) -> None:
     _finish(connection, job, _LATER, (after,))
 
 
-def _failed(connection: Connection, job: Job, error: str, again: float | None, counts: bool) -> None:
+def _failed(connection: Connection, job: Job, error: str, again: float | None, counts: bool, forget: bool) -> None:
+    if forget:
+        connection.execute(_REMOTE, (None, job.id, job.generation))
     values = (_text(error), again, 0 if counts else 1, again, job.id, job.generation, job.state)
     connection.execute(_FAILED, values)
     connection.execute(_LET_GO, (job.id, job.generation))
