@@ -8,6 +8,7 @@ is known before anything is read. What is verified is given its name at the very
 from __future__ import annotations
 
 import os
+import secrets
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -89,14 +90,15 @@ def _write_blob(file: BinaryIO, registry: Reads, item: Item, where: Places, prog
 @contextmanager
 def _file(path: Path) -> Iterator[BinaryIO]:
     """A new file that takes the place of ``path`` if the block ends well, and else is gone."""
-    draft = path.with_name(f".{path.name}.{os.getpid()}.part")
+    draft = path.with_name(f".{path.name}.{secrets.token_hex(8)}.part")  # process numbers are few in a container
     try:
         with draft.open("xb") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        draft.replace(path)
+            try:
+                yield file
+                file.flush()
+                os.fsync(file.fileno())
+                draft.replace(path)
+            finally:
+                draft.unlink(missing_ok=True)
     except OSError as err:
         raise LocalError(f"{path} cannot be written: {err.strerror}") from err
-    finally:
-        draft.unlink(missing_ok=True)

@@ -8,6 +8,7 @@ machine unless the caller chose plain HTTP, and never along with a redirect to a
 from __future__ import annotations
 
 import base64
+import json
 import ssl
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
@@ -140,12 +141,17 @@ class Registry:
             if answer.status_code in (200, 206):
                 return answer
             with closing(answer):
-                challenge = _challenge(answer)
+                challenge = _challenge(answer) if self._is_registry(answer.url) else None
                 if answer.status_code == 401 and challenge is not None and not renewed:
                     self._authorization = self._prove(challenge)
                     continue
                 raise _refusal(self._name, answer, target)
         raise AssertionError("the second answer is an end")
+
+    def _is_registry(self, url: httpx.URL) -> bool:
+        """Whether the answer is the registry's own: whoever it redirects to names no place for credentials."""
+        own = httpx.URL(self._base)
+        return (url.host, url.port) == (own.host, own.port) and url.scheme in {"https", own.scheme}
 
     def _read(self, answer: httpx.Response, limit: int) -> bytes:
         found = bytearray()
@@ -172,21 +178,33 @@ class Registry:
             if self._credentials is not None and self._credentials.refresh:
                 form = asked | {"grant_type": "refresh_token", "refresh_token": self._credentials.refresh}
                 form["client_id"] = "p2pregistry"
-                answer = self._client.post(challenge.realm, data=form, follow_redirects=False)
+                request = self._client.build_request("POST", challenge.realm, data=form)
             else:
                 headers = {} if self._credentials is None else {"Authorization": _basic(self._credentials)}
-                answer = self._client.get(challenge.realm, params=asked, headers=headers, follow_redirects=False)
-        except (httpx.TransportError, httpx.TooManyRedirects, httpx.InvalidURL) as err:
+                request = self._client.build_request("GET", challenge.realm, params=asked, headers=headers)
+            status, body = self._token(request)
+        except (httpx.RequestError, httpx.InvalidURL) as err:
             raise _unreachable(self._name, err) from err
-        if answer.status_code != 200:
-            raise RequestError("UNAUTHORIZED", f"{self._name.host} gives no token: status {answer.status_code}")
+        if status != 200:
+            raise RequestError("UNAUTHORIZED", f"{self._name.host} gives no token: status {status}")
         try:
-            document = answer.json() if len(answer.content) <= _TOKEN_LIMIT else {}
+            document = json.loads(body)
             token = str(document.get("token") or document["access_token"])
             token.encode("ascii")
-        except (ValueError, KeyError, AttributeError) as err:
+        except (ValueError, KeyError, AttributeError, TypeError, RecursionError) as err:
             raise BadContent(f"{self._name.host} gives a token that cannot be read") from err
         return f"Bearer {token}"
+
+    def _token(self, request: httpx.Request) -> tuple[int, bytes]:
+        """Status and body of the answer of a place for tokens; of one that is too long the beginning, which is no
+        document."""
+        found = bytearray()
+        with closing(self._client.send(request, stream=True, follow_redirects=False)) as answer:
+            for data in answer.iter_bytes():
+                found += data
+                if len(found) > _TOKEN_LIMIT:
+                    break
+        return answer.status_code, bytes(found[:_TOKEN_LIMIT])
 
 
 def _basic(credentials: Credentials) -> str:

@@ -188,6 +188,18 @@ def test_a_file_that_cannot_be_written(tmp_path: Path) -> None:
         write_car(Liar(SMALL), [blob(SMALL)], tmp_path / "no" / "image.car")
 
 
+def test_two_exports_to_one_file_do_not_disturb_each_other(tmp_path: Path) -> None:
+    car = tmp_path / "image.car"
+
+    def second(_item: Item, _count: int) -> None:  # a process of the same number, in another container
+        if not car.exists():
+            write_car(Liar(SMALL), [blob(SMALL)], car)
+
+    roots = write_car(Liar(LARGE), [blob(LARGE)], car, second)
+    assert car.read_bytes().startswith(header(*roots))
+    assert [path.name for path in tmp_path.iterdir()] == ["image.car"]
+
+
 def test_what_people_and_programs_are_told(tmp_path: Path) -> None:
     layout = Layout(tmp_path)
     image = make_image(layout, layers=2, layer_bytes=2 * PIECE_SIZE)

@@ -216,6 +216,47 @@ def test_a_redirect_to_another_host_gets_no_credentials() -> None:
     assert "authorization" not in seen[-1].headers
 
 
+@pytest.mark.parametrize(
+    "credentials", [ANN, Credentials("ann", refresh="a-refresh-token")], ids=["password", "refresh"]
+)
+def test_who_a_redirect_leads_to_names_no_place_for_credentials(credentials: Credentials) -> None:
+    seen: list[httpx.Request] = []
+
+    def answer(request: httpx.Request) -> httpx.Response:
+        seen.append(request)
+        match request.url.host:
+            case "r.example":
+                return httpx.Response(307, headers={"Location": "https://files.example/blob"})
+            case "files.example":
+                return httpx.Response(401, headers={"WWW-Authenticate": 'Bearer realm="https://thief.example/token"'})
+            case _:
+                return httpx.Response(200, json={"token": "a-token"})
+
+    with registry(answer, credentials) as client, pytest.raises(RequestError, match="401"):
+        list(client.blob(DIGEST))
+    assert [request.url.host for request in seen] == ["r.example", "files.example"]
+
+
+def test_an_endless_answer_for_a_token_is_not_read_to_its_end() -> None:
+    read = 0
+
+    class Endless(httpx.SyncByteStream):
+        def __iter__(self) -> Iterator[bytes]:
+            nonlocal read
+            for _ in range(100):
+                read += 1 << 20
+                yield bytes(1 << 20)
+
+    def answer(request: httpx.Request) -> httpx.Response:
+        if request.url.host == "auth.example":
+            return httpx.Response(200, stream=Endless())
+        return httpx.Response(401, headers={"WWW-Authenticate": BEARER})
+
+    with registry(answer, ANN) as client, pytest.raises(BadContent, match="token"):
+        client.root(DIGEST)
+    assert read <= 4 << 20
+
+
 def test_a_host_that_is_not_there_and_certificates_that_are_none(tmp_path: Path) -> None:
     with (
         Registry(parse_image("localhost:1/a/b"), plain=True) as client,
