@@ -47,6 +47,10 @@ class BadDag(BadContent):
     """The blocks are those that were named, but no file of the size that was stated: the root is at fault."""
 
 
+class Unproven(BadDag):
+    """There is no file that can be taken here: the root is at fault, or who sent it, and nothing tells which."""
+
+
 class TooMuch(BadContent):
     """A CAR has far more than was asked for: who sends it does not heed ranges, which is no lie."""
 
@@ -370,7 +374,7 @@ class CarWalk:
     several times each time; then each must be the next. Else they are kept until their turn comes.
 
     Blocks beside the range are passed over, up to a limit: not every gateway heeds ``entity-bytes``. ``foreign``: the
-    layout is not ours, so that CIDs of other kinds and large blocks in it are the root's fault.
+    layout is not ours, so that CIDs of other kinds and large blocks in it may be the root's fault.
     """
 
     def __init__(self, root: bytes, size: int, start: int, end: int, *, ordered: bool, foreign: bool = False) -> None:
@@ -388,7 +392,7 @@ class CarWalk:
         return self._walk.done
 
     def feed(self, data: bytes) -> list[bytes]:
-        """The bytes of the file that come next. Raises BadContent, BadDag, TooMuch."""
+        """The bytes of the file that come next. Raises BadContent, BadDag, Unproven, TooMuch."""
         found: list[bytes] = []
         try:
             for cid, block in self._reader.feed(data):
@@ -401,7 +405,7 @@ class CarWalk:
                 found += self._walk.ready()
         except NotTaken as err:
             if self._foreign:
-                raise BadDag(err.message) from err
+                raise Unproven(err.message) from err
             raise
         return found
 

@@ -14,6 +14,10 @@ import trio
 from p2pregistry.errors import BadContent, LocalError, NoConnection, Unreachable
 
 
+class Oversize(BadContent):
+    """An answer is longer than it can be."""
+
+
 def make_client(*, connections: int, ca_file: Path | None = None) -> httpx.AsyncClient:
     """A client that follows no redirects, heeds no proxies of the environment, and asks for bytes as they are. Raises
     LocalError if ``ca_file`` cannot be used."""
@@ -121,7 +125,7 @@ def broken(err: httpx.HTTPError, whose: str) -> Unreachable:
 
 
 async def whole(response: httpx.Response, most: int, whose: str) -> bytes:
-    """All of a body of ``most`` bytes. Raises BadContent if it is longer, Unreachable if it breaks off."""
+    """All of a body of ``most`` bytes. Raises Oversize if it is longer, Unreachable if it breaks off."""
     data = bytearray()
     chunks = response.aiter_raw()
     try:
@@ -129,7 +133,7 @@ async def whole(response: httpx.Response, most: int, whose: str) -> bytes:
             data += chunk
             if len(data) > most:
                 await cut_short(chunks)
-                raise BadContent(f"{whose} answers with more than {most} bytes")
+                raise Oversize(f"{whose} answers with more than {most} bytes")
     except httpx.HTTPError as err:
         raise broken(err, whose) from err
     return bytes(data)

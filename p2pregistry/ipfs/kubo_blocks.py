@@ -8,8 +8,8 @@ from contextlib import asynccontextmanager, contextmanager
 import trio
 
 from p2pregistry.errors import NotFound, StorageFull, Unreachable
-from p2pregistry.ipfs.gateway_client import Body
-from p2pregistry.ipfs.http import make_client
+from p2pregistry.ipfs.gateway_client import Body, TooLong
+from p2pregistry.ipfs.http import Oversize, make_client
 from p2pregistry.ipfs.kubo import MAX_BLOCK, Kubo, KuboConfig
 from p2pregistry.ipfs.kubo_answers import NotInTime
 
@@ -51,11 +51,14 @@ class KuboBlocks:
 
 @contextmanager
 def _as_of_gateways() -> Iterator[None]:
-    """What was looked for in vain is not there, and a full disk of the daemon's is none of ours."""
+    """What was looked for in vain is not there, a full disk of the daemon's is none of ours, and that a block is large
+    may be the fault of who named it."""
     try:
         yield
     except NotInTime as err:
         raise NotFound("BLOB_UNKNOWN", err.message) from err
+    except Oversize as err:
+        raise TooLong(err.message) from err
     except StorageFull as err:
         raise Unreachable(err.message) from err
 

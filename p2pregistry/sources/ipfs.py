@@ -22,7 +22,7 @@ from typing import Final, Literal, Protocol
 
 import trio
 
-from p2pregistry.content.dag import BadDag, CarWalk, Hint, Nodes, Walk, read_directory, read_node
+from p2pregistry.content.dag import BadDag, CarWalk, Hint, Nodes, Unproven, Walk, read_directory, read_node
 from p2pregistry.content.metainfo import BlobRef, Metainfo
 from p2pregistry.content.unixfs import PIECE_SIZE, build, links, piece_count
 from p2pregistry.digest import CID_DAG_PB_PREFIX, Digest
@@ -165,21 +165,27 @@ class IpfsSource:
         except NotFound as err:
             if key in self._has:
                 raise NotYet(f"{self.name} has this blob only in part") from err
-            self._absent[key] = trio.current_time() + ABSENT
-            while len(self._absent) > _REMEMBERED:
-                self._absent.popitem(last=False)
+            self._lacks(key)
             raise
         except TooLong as err:  # of ours no block is as long
             if hint is None:
                 raise
-            self._common.is_wrong(known.ref.digest, hint, err.message)
-            raise BadDag(err.message) from err
+            self._lacks(key)
+            raise Unproven(err.message) from err
+        except Unproven:  # another gateway may be better
+            self._lacks(key)
+            raise
         except BadDag as err:
             if hint is None:
                 raise Unreachable(f"what was signed of the blob does not hold: {err.message}") from err
             if (known.ref.digest, hint) not in self._common.wrong:
                 self._common.is_wrong(known.ref.digest, hint, err.message)
             raise
+
+    def _lacks(self, key: tuple[Digest, bytes]) -> None:
+        self._absent[key] = trio.current_time() + ABSENT
+        while len(self._absent) > _REMEMBERED:
+            self._absent.popitem(last=False)
 
     async def _open(
         self, known: Known, hint: Hint | None, root: bytes, start: int, end: int, stack: AsyncExitStack

@@ -90,10 +90,10 @@ class FromBlocks:
         await news.wait()
 
     def _give_out(self, want: Want, get: _Get) -> bool:
-        """What has come of a leaf, but for the last byte that is wanted of it until it is known to be right. False if
-        that is nothing."""
+        """What has come of a leaf, but for the last byte that is wanted of it, and the last one of a piece, until it is
+        known to be right. False if that is nothing."""
         begin, end = self._walk.inside(want)
-        may = want.size if get.done else end - 1
+        may = want.size if get.done else min(end, PIECE_SIZE - want.offset % PIECE_SIZE) - 1
         moved = False
         while get.parts and get.at < may:
             part = memoryview(get.parts.popleft())

@@ -26,6 +26,8 @@ Fault = Literal[
     "html",
     "redirect",
     "endless",
+    "long",
+    "strange section",
     "busy",
     "unavailable",
     "broken",
@@ -41,13 +43,15 @@ Fault = Literal[
 class StubGateway:
     """What it has, how it behaves, and what it was asked: ``asked`` has (what, CID as text, range).
 
-    ``ranges``: heeds ``entity-bytes``; ``dups``: repeats blocks in a CAR, and says so; ``fault``: how it is wrong.
+    ``ranges``: heeds ``entity-bytes``; ``dups``: repeats blocks in a CAR, and says so; ``fault``: how it is wrong, but
+    for blocks that are ``spared`` when they are asked for one by one.
     """
 
     blocks: dict[bytes, bytes] = field(default_factory=dict)
     ranges: bool = True
     dups: bool = True
     fault: Fault | None = None
+    spared: set[bytes] = field(default_factory=set)
     asked: list[tuple[str, str, str]] = field(default_factory=list)
     probes: int = 0
 
@@ -76,6 +80,8 @@ class StubGateway:
         if cid not in self.blocks or (self.fault == "late 404" and cid[:4] == CID_RAW_PREFIX and len(self.asked) > 3):
             return Response(404, [("Content-Type", "text/plain")], b"not here")
         if what == "raw":
+            if cid in self.spared:
+                return Response(200, [("Content-Type", RAW)], self.blocks[cid])
             return await self._answer(RAW, self.blocks[cid], what)
         if self.fault == "no car":
             return Response(200, [("Content-Type", "application/octet-stream")], b"the file itself")
@@ -120,12 +126,17 @@ class StubGateway:
                 return Response(200, [*headers, ("Content-Encoding", "gzip")], data)
             case "endless":
                 return Response(200, headers, Stream(_endless(), None, endless=True))
+            case "long":
+                data += bytes(3 << 20)
             case "hangs":
                 await trio.sleep_forever()
             case "dies":
                 return Response(200, headers, Stream(_dying(data), len(data) + 1000))
             case "huge section" if what == "car":
                 data = data[:100] + b"\xff\xff\xff\x7f" + bytes(1000)
+            case "strange section" if what == "car":
+                at = len(header(bytes(36)))
+                data = data[:at] + section(b"\x01\x71\x12\x20" + bytes(32), b"?") + data[at:]
             case "cut" if what == "car":
                 data = data[: len(data) * 2 // 3]
             case "wrong block" if what == "raw":

@@ -13,7 +13,7 @@ import trio
 
 from p2pregistry.content.dag import Hint, any_cid, read_hint
 from p2pregistry.content.metainfo import Metainfo
-from p2pregistry.digest import CID_DAG_PB_PREFIX, CID_RAW_PREFIX, cid_text
+from p2pregistry.digest import CID_DAG_PB_PREFIX, CID_RAW_PREFIX, Digest, cid_text
 from p2pregistry.errors import NotFound, NotYet, RegistryError, RemoteBusy, RemoteError, SettingsError, Unreachable
 from p2pregistry.ipfs.gateway_client import GatewayClient
 from p2pregistry.ipfs.kubo import kubo_config
@@ -289,6 +289,40 @@ async def test_a_hint_that_leads_to_other_bytes_is_not_the_gateways_fault() -> N
         assert await read(source, INFO.digest, 3 * MIB, MIB) == DATA[3 * MIB : 4 * MIB], "the next one is tried"
 
 
+@pytest.mark.parametrize("chunk", [300_000, MIB + MIB // 2])
+async def test_a_gateway_that_lies_under_a_hint_is_banned_and_the_hint_is_not(chunk: int) -> None:
+    made = make_dag(DATA, chunk=chunk, width=30)  # of the blocks some reach over the end of a piece
+    async with gateway(elsewhere(made), mode="raw", hints=(Hint(made.root),)) as (source, stub):
+        stub.fault = "wrong block"
+        stub.spared = {
+            made.root,
+            *(CID_RAW_PREFIX + Digest.of(DATA[at : at + 300_000]).raw for at in (0, 300_000, 600_000)),
+        }
+        with pytest.raises(RemoteError):
+            await read(source, INFO.digest, 0, 2 * MIB)
+        assert source.health.state == "banned"
+        source.health.state, stub.fault = "ok", None
+        assert await read(source, INFO.digest, 0, 2 * MIB) == DATA[: 2 * MIB]
+
+
+@pytest.mark.parametrize(
+    ("fault", "mode"), [("endless", "raw"), ("endless", "car"), ("strange section", "car"), ("long", "raw")]
+)
+async def test_what_one_gateway_does_under_a_hint_spoils_it_for_no_other(fault: Any, mode: Mode) -> None:
+    made = make_dag(DATA)
+    common = Common({INFO.digest: Known(INFO.ref, INFO, (Hint(made.root),))}.get)
+    bad = StubGateway(dict(made.blocks), fault=fault)
+    async with stub_gateway(bad) as (there, _), stub_gateway(elsewhere(made)) as (url, _):
+        with trio.fail_after(20):
+            liar, honest = (IpfsSource(GatewayClient(at), common, mode=mode) for at in (there, url))
+            for _ in range(2):
+                with pytest.raises((NotFound, RemoteError)):
+                    await all_of(liar)
+            assert await all_of(honest) == DATA
+        for source in (liar, honest):
+            await source.aclose()
+
+
 async def test_hints_that_are_no_such_file_are_passed_over() -> None:
     short, folder = make_dag(DATA[:-1]), MadeDag()
     folder.root = folder.put(CID_DAG_PB_PREFIX, dag_pb(b"\x08\x01"))
@@ -414,6 +448,19 @@ async def test_a_kubo_that_lies_or_fails() -> None:
         for _ in range(2):
             assert isinstance(await failure(source, "raw"), RemoteError)
         assert source.health.state == "ok"
+
+
+async def test_a_hint_to_a_large_block_of_a_kubo_is_not_its_fault() -> None:
+    large = bytes(3 * MIB)
+    hint = Hint(CID_RAW_PREFIX + Digest.of(large).raw)
+    stub = StubKubo()
+    stub.blocks[hint.root] = large
+    async with stub_kubo(stub) as (url, _):
+        source = IpfsSource(KuboBlocks(kubo_config(url)), Common({INFO.digest: Known(INFO.ref, INFO, (hint,))}.get))
+        with trio.fail_after(20), pytest.raises((NotFound, RemoteError)):
+            await read(source, INFO.digest, 0, MIB)
+        assert source.health.state == "ok"
+        await source.aclose()
 
 
 async def test_what_a_kubo_does_not_find_in_its_network_it_has_not_got() -> None:
