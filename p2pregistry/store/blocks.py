@@ -1,8 +1,8 @@
 """Which blob a block of an IPFS DAG is of, of the blobs that are complete here; for a gateway.
 
 A table of the index, which is kept only while there is a gateway; what it lacks is added when one begins. Blobs of one
-piece are not in it: their digest is the hash of their only block. What it says too much is harmless, since each answer
-is compared with the piece table.
+piece are not in it where their digest is the hash of their only block. What it says too much is harmless, since each
+answer is compared with the piece table.
 
     blocks  0x00 digest                 -> the keys of its blocks, 8 bytes each
             0x01 key digest             -> nothing
@@ -11,7 +11,7 @@ is compared with the piece table.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Final
 
 import lmdb
@@ -30,8 +30,9 @@ _TABLE: Final = "blocks"
 _BLOB: Final = b"\x00"
 _BLOCK: Final = b"\x01"
 _KEY: Final = 8  # bytes
-#: Blobs with the same block that are looked at.
+#: Blobs with the same block that are looked at, and of which it is known.
 _MOST: Final = 20
+_MOST_NAMED: Final = 10_000
 
 #: Seconds in which a blob that is leaving is gone.
 _MOMENT: Final = 1.0
@@ -40,7 +41,7 @@ _log = logger(__name__)
 
 
 class BlockIndex:
-    """See the module. ``serve`` must be running; ``find`` is a plain call, as the reads of the index are."""
+    """See the module. ``serve`` must be running; the rest are plain calls, as the reads of the index are."""
 
     def __init__(self, index: Index) -> None:
         self._index = index
@@ -84,7 +85,7 @@ class BlockIndex:
         name, info = digest_key(digest), None
         if self._index.blob(digest) is not None:
             info = self._index.metainfo(digest)
-            if info is None or info.count == 1:
+            if info is None or (info.count == 1 and digest.algorithm == "sha256"):
                 return
         keys = [] if info is None else await trio.to_thread.run_sync(_keys, info)
         table = self._index.table(_TABLE)
@@ -103,16 +104,27 @@ class BlockIndex:
 
     def find(self, cid: bytes) -> Iterator[BlockOf]:
         """The blobs that are here and of which this is a block, each with its place. Raises LocalError."""
-        digest = Digest("sha256", cid[4:])
-        raw = cid[:4] == CID_RAW_PREFIX
-        if raw and self._index.blob(digest) is not None:
-            ref = self._index.ref(digest)
-            if ref is not None and ref.root == cid:
-                yield BlockOf(ref, Place(LEAVES, 0))
+        return self.places(cid, self.holding(cid))
+
+    def holding(self, cid: bytes) -> list[Digest]:
+        """The blobs that may have this block; nothing is read but the index. Raises LocalError."""
+        named = [Digest("sha256", cid[4:])] if cid[:4] == CID_RAW_PREFIX else []
         prefix = _BLOCK + cid[4 : 4 + _KEY]
-        for name, _ in self._index.scan(_TABLE, prefix, _MOST):
-            of = read_digest(name[len(prefix) :])
-            info = None if of is None or self._index.blob(of) is None else self._index.metainfo(of)
+        digests = (read_digest(name[len(prefix) :]) for name, _ in self._index.scan(_TABLE, prefix, _MOST_NAMED))
+        return [digest for digest in (*named, *digests) if digest is not None]
+
+    def places(self, cid: bytes, digests: Sequence[Digest]) -> Iterator[BlockOf]:
+        """Those of these blobs, which may have a block, that are here and have it. Raises LocalError."""
+        raw = cid[:4] == CID_RAW_PREFIX
+        for digest in digests[:_MOST]:
+            if self._index.blob(digest) is None:
+                continue
+            if raw and digest.raw == cid[4:]:  # of one piece, or not what is looked for
+                ref = self._index.ref(digest)
+                if ref is not None and ref.root == cid:
+                    yield BlockOf(ref, Place(LEAVES, 0))
+                continue
+            info = self._index.metainfo(digest)
             place = None if info is None else (_leaf if raw else _inner)(info, cid)
             if info is not None and place is not None:
                 yield BlockOf(info.ref, place)

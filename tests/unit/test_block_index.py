@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import pytest
 import trio
 import trio.testing
 
@@ -126,4 +127,47 @@ async def test_the_gateway_of_a_node(tmp_path: Path) -> None:
         for cid in wanted:
             answer = await raw(cid)
             assert (answer.status, answer.body, answer.lines) == (404, unknown.body, unknown.lines)
+        nursery.cancel_scope.cancel()
+
+
+async def test_blobs_that_are_private_keep_no_public_one_from_being_found(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shared = bytes(PIECE_SIZE)  # as in many layers
+    info = Metainfo.of_bytes(shared + b"of the public one")
+    others = [Metainfo.of_bytes(shared + str(number).encode()) for number in range(60)]
+    private = [other for other in others if other.digest.hex < info.digest.hex][:25] + others[-3:]
+    async with open_index(tmp_path / "index") as index, trio.open_nursery() as nursery:
+        await put(index, info, *private)
+        blocks = BlockIndex(index)
+        nursery.start_soon(blocks.serve)
+        await until(lambda: all(list(blocks.find(other.root)) for other in (info, *private)))
+
+        class Some:
+            def may_have(self, _caller: object, digest: Digest) -> bool:
+                return digest == info.digest
+
+            def claims(self, _caller: object, _digest: Digest) -> list[object]:
+                return []
+
+        read: list[Digest] = []
+        metainfo = index.metainfo
+        monkeypatch.setattr(index, "metainfo", lambda digest: read.append(digest) or metainfo(digest))
+        shelf = HeldBlocks(blocks, index, Some(), None)  # type: ignore[arg-type]
+        found = await shelf.find(leaf(info, 0))
+        assert found == BlockOf(info.ref, Place(0, 0))
+        assert await shelf.find(private[0].root) is None
+        assert set(read) == {info.digest}, "the time of an answer does not tell what is private here"
+        nursery.cancel_scope.cancel()
+
+
+async def test_a_small_blob_whose_digest_is_of_another_kind_is_found_by_its_block(tmp_path: Path) -> None:
+    data = b"small"
+    info = Metainfo.of(Digest.of(data, "sha512"), len(data), Digest.of(data).raw)
+    async with open_index(tmp_path / "index") as index, trio.open_nursery() as nursery:
+        await put(index, info)
+        blocks = BlockIndex(index)
+        nursery.start_soon(blocks.serve)
+        with trio.fail_after(5):
+            await until(lambda: list(blocks.find(Digest.of(data).cid())) == [BlockOf(info.ref, Place(0, 0))])
         nursery.cancel_scope.cancel()
