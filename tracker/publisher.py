@@ -24,6 +24,8 @@ POLL: Final = 1.0
 _EVERYTHING: Final = 3600.0
 _COUNT: Final = 60.0
 _REMEMBER: Final = 7 * 86400.0
+#: How much longer than the last question for jobs took the database is left alone after it, if there were none.
+_SPARE: Final = 10.0
 #: Repositories that are looked at in one transaction.
 _AT_ONCE: Final = 10
 #: Seconds that nobody else takes a job, and between two times that this is said again.
@@ -124,6 +126,8 @@ class Publisher:
         self._draw = draw
         self._busy: Counter[str] = Counter()
         self._rests: dict[str, Rest] = {name: Rest() for name in services}
+        #: When a service is asked about again that had nothing to do.
+        self._asked = dict.fromkeys(services, 0.0)
         self._ended = trio.Event()
 
     async def run(self) -> None:
@@ -169,7 +173,7 @@ class Publisher:
                 self._ended = trio.Event()
                 begun = 0
                 try:
-                    begun = await self._begin(nursery)
+                    begun = await self._begin(nursery, self._asked)
                 except LocalError as err:
                     _log.warning("publishing to IPFS must wait", error=err.message)
                 if not begun:
@@ -184,15 +188,18 @@ class Publisher:
         """Look at what has changed, and do some of what is due to its end; how many jobs. Raises LocalError."""
         await self._look()
         async with trio.open_nursery() as nursery:
-            return await self._begin(nursery)
+            return await self._begin(nursery, dict.fromkeys(self._services, 0.0))
 
-    async def _begin(self, nursery: trio.Nursery) -> int:
+    async def _begin(self, nursery: trio.Nursery, asked: dict[str, float]) -> int:
         begun = 0
         for name in self._services:
-            room = self._concurrency - self._busy[name]
-            if room <= 0 or self._rests[name].until > trio.current_time():
+            room, now = self._concurrency - self._busy[name], trio.current_time()
+            if room <= 0 or max(self._rests[name].until, asked[name]) > now:
                 continue
             jobs = await self._publishing.claim(tuple(self._services), room, LEASE, only=name)
+            if not jobs:
+                # where all of many wait for an import the database looks at all: not whenever something has ended
+                asked[name] = trio.current_time() + max(POLL, _SPARE * (trio.current_time() - now))
             self._busy[name] += len(jobs)
             begun += len(jobs)
             for job in jobs:

@@ -14,7 +14,7 @@ from tracker.catalog.migrate import migrate
 from tracker.catalog.postgres import PostgresCatalog
 from tracker.catalog.publishing_check import BY, CASES, World
 from tracker.catalog.publishing_memory import MemoryPublishing
-from tracker.catalog.publishing_postgres import PostgresPublishing
+from tracker.catalog.publishing_postgres import _CLAIM, PostgresPublishing
 from tracker.db import Db
 
 
@@ -144,5 +144,32 @@ async def test_who_looks_at_changes_looks_alone_and_at_all_of_a_repository(datab
             assert connection.execute("select repository_id from ipfs_changed").fetchall() == [(2,)]
         assert await publishing.reconcile(1, ["kubo"], encrypted=False) == 1
         assert await publishing.reconcile(1, ["kubo"], encrypted=False) == 0
+    finally:
+        db.close()
+
+
+async def test_to_claim_a_few_of_many_jobs_does_not_look_at_all_of_them(database: str) -> None:
+    db = Db(database)
+    try:
+        await migrate(db)
+        with psycopg.connect(database, autocommit=True) as connection:
+            connection.execute("insert into repositories (name, private) values ('acme/api', false)")
+            connection.execute(
+                "insert into ipfs_wanted select (select id from repositories), root, 'claim', digest, 1000"
+                " from generate_series(1, 5000) number, sha256(number::text::bytea) hash,"
+                " lateral (select '\\x01551220'::bytea || hash, '\\x12'::bytea || hash) found (root, digest)"
+            )
+            connection.execute(
+                "insert into ipfs_jobs (cid, service, kind, digest, size) select cid, service, kind, digest, size"
+                " from ipfs_wanted, unnest(array['kubo', 'pinning']) service"
+            )
+            connection.execute("analyze")
+            values = (20.0, ["kubo"], ["kubo", "pinning"], 4, 4)
+            plan = connection.execute(b"explain (analyze) " + _CLAIM.encode(), values).fetchall()
+        lines = "\n".join(line for (line,) in plan)
+        assert "ipfs_jobs_due" in lines
+        assert "hashed" not in lines
+        assert "Seq Scan on ipfs_wanted" not in lines
+        assert len(await PostgresPublishing(db).claim(["kubo", "pinning"], 4, 60.0)) == 4
     finally:
         db.close()

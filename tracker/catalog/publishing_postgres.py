@@ -66,25 +66,27 @@ where cid = any(%s::bytea[]) and state not in ('unpinning', 'removed')
 _JOB: Final = "id, service, cid, kind, digest, size, state, attempts, generation, remote"
 # What was published cannot be taken back: of a repository that has just become private nothing more is, even before
 # somebody has looked at the change.
-_SEEN: Final = """exists (
-            select from ipfs_wanted w join repositories r on r.id = w.repository_id
+_SEEN: Final = """coalesce((
+            select true from ipfs_wanted w join repositories r on r.id = w.repository_id
             where w.cid = j.cid and (
                 not r.private or not exists (select from ipfs_changed c where c.repository_id = r.id)
-            )
-        )"""
+            ) limit 1
+        ), false)"""
 _CLAIM: Final = f"""
 update ipfs_jobs set attempts = attempts + 1, generation = generation + 1, updated_at = now(),
     held_until = now() + %s * interval '1 second', state = case state when 'queued' then 'publishing' else state end
 where id in (
-    select j.id from ipfs_jobs j
-    where j.next_at <= now() and (j.held_until is null or j.held_until < now()) and j.service = any(%s::text[])
-        and j.state in ('queued', 'publishing', 'unpinning', 'published')
-        and (j.state not in ('queued', 'publishing') or {_SEEN})
-        and (j.service <> 'pinning' or j.state = 'unpinning' or not exists (
-            select from ipfs_jobs k where k.cid = j.cid and k.service = 'kubo' and k.service = any(%s::text[])
-                and k.state in ('queued', 'publishing')
-        ))
-    order by j.next_at, j.id limit %s for update skip locked
+    select due.id from unnest(%s::text[]) s cross join lateral (
+        select j.id, j.next_at from ipfs_jobs j
+        where j.service = s and j.next_at <= now() and (j.held_until is null or j.held_until < now())
+            and j.state in ('queued', 'publishing', 'unpinning', 'published')
+            and (j.state not in ('queued', 'publishing') or {_SEEN})
+            and (j.service <> 'pinning' or j.state = 'unpinning' or not coalesce((
+                select k.state in ('queued', 'publishing') from ipfs_jobs k
+                where k.cid = j.cid and k.service = 'kubo' and k.service = any(%s::text[])
+            ), false))
+        order by j.next_at, j.id limit %s for update skip locked
+    ) due order by due.next_at, due.id limit %s
 )
 returning {_JOB}
 """  # noqa: S608 - constants
@@ -349,7 +351,7 @@ def _image(connection: Connection, repository: str, digest: Digest) -> Image | N
 
 def _claim(connection: Connection, services: list[str], limit: int, lasts: float, only: str | None) -> list[Job]:
     these = services if only is None else [only]
-    rows = connection.execute(_CLAIM, (lasts, these, services, limit)).fetchall()
+    rows = connection.execute(_CLAIM, (lasts, these, services, limit, limit)).fetchall()
     jobs = [
         Job(number, service, Item(bytes(cid), kind, key_digest(digest), size), state, attempts, generation, remote)
         for number, service, cid, kind, digest, size, state, attempts, generation, remote in rows

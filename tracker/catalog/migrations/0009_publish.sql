@@ -51,7 +51,7 @@ create table ipfs_jobs (
     updated_at timestamptz not null default now(),
     unique (cid, service)
 );
-create index ipfs_jobs_due on ipfs_jobs (next_at) where next_at is not null;
+create index ipfs_jobs_due on ipfs_jobs (service, next_at, id) where next_at is not null;
 create index ipfs_jobs_state on ipfs_jobs (service, state);
 
 -- In the transaction of the change itself; nothing is noted while nothing is published.
