@@ -173,3 +173,24 @@ async def test_to_claim_a_few_of_many_jobs_does_not_look_at_all_of_them(database
         assert len(await PostgresPublishing(db).claim(["kubo", "pinning"], 4, 60.0)) == 4
     finally:
         db.close()
+
+
+async def test_bodies_of_manifests_are_not_read_to_find_what_is_published(database: str) -> None:
+    db = Db(database)
+    try:
+        await migrate(db)
+        publishing = PostgresPublishing(db)
+
+        async def age(seconds: float) -> None:
+            raise AssertionError
+
+        world = World(PostgresCatalog(db), PostgresGarbage(db), publishing, age)
+        digest = await world.image("acme/api", "v1")
+        with psycopg.connect(database, autocommit=True) as connection:
+            connection.execute("update manifests set body = 'something else'")  # nobody could tell without reading it
+        await publishing.publish("acme/*", BY)
+        await world.look()
+        root = digest.cid()
+        assert [one.cid for one in await publishing.states([root])] == [root]
+    finally:
+        db.close()

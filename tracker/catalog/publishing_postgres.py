@@ -27,9 +27,11 @@ _MARK_ALL: Final = """
 insert into ipfs_changed (repository_id)
 select id from repositories where name ~ any(%s::text[]) union select repository_id from ipfs_wanted
 """
+# Without the bodies, which may be 4 MiB each: what a push makes us read must not grow with all that was pushed before.
 _IMAGES: Final = """
-select rm.manifest_id, m.digest, rm.media_type, sha256(m.body), octet_length(m.body), sha256(rm.claim::bytea),
-    octet_length(rm.claim::bytea), case when %s then m.body end
+select rm.manifest_id, m.digest, rm.media_type,
+    case when get_byte(m.digest, 0) = 18 then substring(m.digest::bytea from 2) else sha256(m.body) end,
+    octet_length(m.body), sha256(rm.claim::bytea), octet_length(rm.claim::bytea)
 from repository_manifests rm join manifests m on m.id = rm.manifest_id
 where rm.repository_id = %s and (%s::bytea is null or m.digest = %s::bytea) order by rm.manifest_id
 """
@@ -37,6 +39,8 @@ _BLOBS: Final = """
 select mb.manifest_id, b.root, b.digest, b.size from manifest_blobs mb join blobs b on b.id = mb.blob_id
 where mb.repository_id = %s and (%s::bigint is null or mb.manifest_id = %s)
 """
+#: Manifests whose bodies are in memory at once.
+_BODIES: Final = 16
 _HAD: Final = "select cid, kind from ipfs_wanted where repository_id = %s"
 # A blob that was published stays so until it is collected.
 _STAY: Final = """
@@ -321,18 +325,30 @@ def _look_at(
 def _images(connection: Connection, number: int, *, look: bool, digest: Digest | None = None) -> list[Image]:
     """``look``: into the manifests, for what says whether they are encrypted and what they list."""
     key = None if digest is None else digest_key(digest)
-    rows = connection.execute(_IMAGES, (look, number, key, key)).fetchall()
+    rows = connection.execute(_IMAGES, (number, key, key)).fetchall()
     only = rows[0][0] if digest is not None and rows else None
     blobs: dict[int, list[Item]] = {}
     for manifest, root, of_blob, size in connection.execute(_BLOBS, (number, only, only)).fetchall():
         blobs.setdefault(manifest, []).append(Item(bytes(root), "blob", key_digest(of_blob), size))
-    return [_image_of(row, blobs.get(row[0], [])) for row in rows]
+    inside = _inside(connection, {row[0]: row[2] for row in rows}) if look else {}
+    return [_image_of(row, blobs.get(row[0], []), inside.get(row[0], (False, ()))) for row in rows]
 
 
-def _image_of(row: Sequence[Any], blobs: list[Item]) -> Image:
-    _, key, media_type, body_hash, body_size, claim_hash, claim_size, body = row
+def _inside(connection: Connection, media_types: dict[int, str]) -> dict[int, tuple[bool, tuple[Digest, ...]]]:
+    """What ``looked_into`` says of manifests."""
+    found = {}
+    numbers = list(media_types)
+    for at in range(0, len(numbers), _BODIES):
+        statement = "select id, body from manifests where id = any(%s)"
+        for number, body in connection.execute(statement, (numbers[at : at + _BODIES],)).fetchall():
+            found[number] = looked_into(bytes(body), media_types[number])
+    return found
+
+
+def _image_of(row: Sequence[Any], blobs: list[Item], inside: tuple[bool, tuple[Digest, ...]]) -> Image:
+    _, key, _, body_hash, body_size, claim_hash, claim_size = row
     digest = key_digest(key)
-    encrypted, children = (False, ()) if body is None else looked_into(bytes(body), media_type)
+    encrypted, children = inside
     return Image(
         digest,
         block(bytes(body_hash), "manifest", digest, body_size),
