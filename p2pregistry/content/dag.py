@@ -259,6 +259,8 @@ class Walk:
         self._room = _LEAST_BLOCKS + (end - start) // _SMALLEST
         #: CIDs of what lies beside the range
         self.aside: set[bytes] = set()
+        #: whether those are too many to be remembered
+        self.lost = False
         self._line: list[Want | bytes] = []
         if start < end:
             self._line = self._known(Want(root, 0, size))
@@ -328,6 +330,8 @@ class Walk:
     def _set_aside(self, cids: Sequence[bytes]) -> None:
         if len(self.aside) + len(cids) <= _MOST_ASIDE:
             self.aside.update(cids)
+        else:
+            self.lost = True
 
     def _open(self, want: Want, block: bytes) -> list[Want | bytes]:
         if want.cid[:4] == CID_RAW_PREFIX:
@@ -420,6 +424,10 @@ class CarWalk:
             self._walk.take(want, block)
             return
         if cid not in self._walk.aside:
+            if self._walk.lost:
+                raise TooMuch(
+                    "a CAR holds more beside what was asked for than can be told from what is not of the file"
+                )
             raise BadContent("a CAR holds a block that was not asked for")
         self._surplus += len(block)
         if self._surplus > MAX_SURPLUS:

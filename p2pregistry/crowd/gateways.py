@@ -77,6 +77,8 @@ class Gateways:
         fetched: Callable[[int], None] = lambda _count: None,
     ) -> None:
         self.hints = Hints()
+        #: whether gateways may learn now that this node wants a blob
+        self.allowed: Callable[[Digest], bool] = lambda _digest: True
         self._info, self._fetched = info, fetched
         self._refs: dict[Digest, BlobRef] = {}
         self._tables: OrderedDict[Digest, Metainfo] = OrderedDict()
@@ -93,7 +95,7 @@ class Gateways:
 
     def _known(self, digest: Digest) -> Known | None:
         ref = self._refs.get(digest)
-        if ref is None:
+        if ref is None or not self.allowed(digest):
             return None
         info = self._tables.get(digest)
         if info is None:
@@ -176,6 +178,7 @@ class WithGateways:
         self, inner: Finder, gateways: Gateways, *, last: bool, allowed: Callable[[Digest], bool] = lambda _digest: True
     ) -> None:
         self._inner, self._gateways, self._last, self._allowed = inner, gateways, last, allowed
+        gateways.allowed = allowed  # what becomes private may be known to flights by then
         self._watched: dict[Digest, list[_Watched]] = {}
         for source in gateways.all:
             source.banned = lambda _why, name=source.name: self._gone(name)  # type: ignore[misc]

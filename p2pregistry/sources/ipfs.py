@@ -353,6 +353,8 @@ class IpfsSource:
 
     async def table(self, ref: BlobRef) -> dict[bytes, bytes]:
         """See Source. Where only a hint has the blob the table is made from all of its bytes."""
+        if self._common.known(ref.digest) is None:
+            raise NotFound("BLOB_UNKNOWN", "nothing is known of this blob that IPFS could be asked for")
         try:
             return await self._inner_nodes(ref)
         except NotFound:

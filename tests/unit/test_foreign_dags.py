@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from p2pregistry.content import dag
 from p2pregistry.content.car import header, section
 from p2pregistry.content.dag import (
     BadDag,
@@ -159,6 +160,13 @@ def test_a_car_with_far_too_much_is_refused() -> None:
     end = len(data)
     with pytest.raises(TooMuch):
         fed(CarWalk(made.root, end, end - 5, end, ordered=True), car(made, depth_first(made)), 1 << 20)
+
+
+def test_a_car_with_more_beside_the_range_than_is_remembered_is_no_lie(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(dag, "_MOST_ASIDE", 50)
+    made = layout("raw leaves")
+    with pytest.raises(TooMuch):
+        fed(CarWalk(made.root, 10_000, 9_900, 10_000, ordered=True), car(made, depth_first(made)), 400)
 
 
 def refused(made: MadeDag, size: int, end: int | None = None) -> None:

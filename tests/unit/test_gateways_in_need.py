@@ -10,11 +10,15 @@ import pytest
 from p2pregistry.content.metainfo import BlobRef, Metainfo
 from p2pregistry.crowd.gateways import Gateways, WithGateways
 from p2pregistry.digest import Digest
+from p2pregistry.errors import NotFound
 from p2pregistry.ipfs.gateway_client import GatewayClient
+from p2pregistry.serve.http import Request, Response
 from p2pregistry.sources.base import Source
 from p2pregistry.sources.ipfs import Common, IpfsSource
 from p2pregistry.sources.memory import MemorySource
 from p2pregistry.surroundings import Follower
+from p2pregistry.testing.http import running
+from p2pregistry.testing.sources import read
 
 DATA = b"a blob"
 REF = Metainfo.of_bytes(DATA).ref
@@ -62,7 +66,7 @@ class Told:
 
 @pytest.fixture
 def crowd() -> Crowd:
-    return Crowd(MemorySource("a peer", [DATA]))
+    return Crowd(MemorySource("a peer", {REF.digest: DATA}))
 
 
 async def told(crowd: Crowd, *needs: bool, last: bool = True) -> list[list[str]]:
@@ -99,3 +103,25 @@ async def test_while_nobody_is_in_need_nobody_hears_of_gateways(crowd: Crowd) ->
 
 async def test_with_nobody_else_at_once() -> None:
     assert await told(Crowd(), False) == [["ipfs"]]
+
+
+async def test_what_becomes_private_in_the_course_of_a_flight_is_asked_for_no_more() -> None:
+    asked: list[str] = []
+
+    async def answer(request: Request) -> Response:
+        asked.append(request.path)
+        return Response(200, [("Content-Type", "application/vnd.ipld.raw")], DATA)
+
+    public = True
+    async with running(answer) as url:
+        gateways = Gateways(lambda common: [IpfsSource(GatewayClient(url), common)], info=lambda _digest: None)
+        finder, (source,) = WithGateways(Crowd(), gateways, last=False, allowed=lambda _digest: public), gateways.all
+        with finder.follow(REF, Told()):
+            assert await read(source, REF.digest, 0, len(DATA)) == DATA
+            public = False
+            with pytest.raises(NotFound):
+                await read(source, REF.digest, 0, len(DATA))
+            with pytest.raises(NotFound):
+                await source.table(REF)
+        assert len(asked) == 1
+        await source.aclose()
