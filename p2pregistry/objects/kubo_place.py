@@ -21,6 +21,8 @@ from p2pregistry.objects.kubo_parts import BYTES, Part, Tree, dag_pb_cid
 #: How often something is tried while the daemon does not answer, and the first pause between, doubled each time.
 _TRIES: Final = 4
 _PAUSE: Final = 0.25
+#: Seconds in which what was cut off is made undone.
+_TIDY: Final = 5.0
 
 _T = TypeVar("_T")
 
@@ -83,22 +85,23 @@ class Place:
         """Give the directory whose ``block`` this is the path ``path``, with the file ``tree`` that it names; ``data``:
         the file's bytes, None if its leaves are there. What is under that path already stays if it is the same file."""
         cid = dag_pb_cid(block)
-        if data is None:
-            # The pin protects what is below it, also what comes later; importing would look at every leaf. Blocks are
-            # there before it, because a daemon collects no garbage while a pin lacks any, and once more after it, in
-            # case that was going on until then.
-            await self._put_blocks(tree)
-            await again(lambda: self.kubo.block_put(block, dag_pb=True, pin=True))
-            await self._put_blocks(tree)
-        else:
-            await again(lambda: self._import(cid, block, tree, data))
         try:
+            if data is None:
+                # The pin protects what is below it, also what comes later; importing would look at every leaf. Blocks
+                # are there before it, because a daemon collects no garbage while a pin lacks any, and once more after
+                # it, in case that was going on until then.
+                await self._put_blocks(tree)
+                await again(lambda: self.kubo.block_put(block, dag_pb=True, pin=True))
+                await self._put_blocks(tree)
+            else:
+                await again(lambda: self._import(cid, block, tree, data))
             await again(lambda: self._name(cid, path, tree.root.cid))
-        except LocalError:
-            with suppress(LocalError):
+            await again(lambda: self.kubo.pin_rm(cid))
+        except (LocalError, trio.Cancelled):
+            # a client that goes away in the middle of a push must not leave a pin that nobody knows of
+            with trio.move_on_after(_TIDY, shield=True), suppress(LocalError):
                 await again(lambda: self.kubo.pin_rm(cid))
             raise
-        await again(lambda: self.kubo.pin_rm(cid))
 
     async def _put_blocks(self, tree: Tree) -> None:
         await again(lambda: self.kubo.block_put(b""))

@@ -8,6 +8,7 @@ from contextlib import asynccontextmanager, suppress
 from typing import Any
 
 import pytest
+import trio
 
 from p2pregistry.content.metainfo import Metainfo
 from p2pregistry.errors import LocalError, NotFound, SettingsError, StorageFull
@@ -154,6 +155,32 @@ async def test_a_process_that_dies_at_any_request_leaves_what_was_flushed(moment
             assert sum(map(len, stub.blocks.values())) <= (len(data) + 1000 if stub.pins else 0)
             assert len(stub.pins) <= 1
     assert moment < seen or flushed == len(data), seen
+
+
+@pytest.mark.parametrize("moment", range(16))
+async def test_a_client_that_goes_away_at_any_request_leaves_no_pin(moment: int) -> None:
+    data = pattern(2 * MIB + 9)
+    async with stub_kubo() as (url, stub), store_at(url) as store:
+        with trio.CancelScope() as scope:
+            call, seen = store.place.kubo._call, 0
+
+            async def cut(command: str, *args: Any, **other: Any) -> bytes:
+                nonlocal seen
+                answer = await call(command, *args, **other)
+                seen += 1
+                if seen == moment + 1:
+                    scope.cancel()
+                    await trio.lowlevel.checkpoint()
+                return answer
+
+            store.place.kubo._call = cut  # type: ignore[method-assign]
+            draft = await store.draft(NAME, 0)
+            await draft.append(data)
+            await draft.flush()
+            await draft.publish()
+        assert scope.cancelled_caught == (moment < seen)
+        await (await store.draft(NAME, 0)).discard()
+        assert not stub.pins
 
 
 async def test_a_daemon_that_was_away_for_a_moment() -> None:
