@@ -161,8 +161,8 @@ async def test_a_process_that_dies_at_any_request_leaves_what_was_flushed(moment
 async def test_a_client_that_goes_away_at_any_request_leaves_no_pin(moment: int) -> None:
     data = pattern(2 * MIB + 9)
     async with stub_kubo() as (url, stub), store_at(url) as store:
+        call, seen = store.place.kubo._call, 0
         with trio.CancelScope() as scope:
-            call, seen = store.place.kubo._call, 0
 
             async def cut(command: str, *args: Any, **other: Any) -> bytes:
                 nonlocal seen

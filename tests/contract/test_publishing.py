@@ -57,7 +57,8 @@ async def test_nothing_is_noted_while_nothing_is_published(database: str) -> Non
         world = World(catalog, PostgresGarbage(db), publishing, age)
         await world.image("acme/api", "v1")
         with psycopg.connect(database) as connection:
-            assert connection.execute("select count(*) from ipfs_changed").fetchone() == (0,)
+            # but that it became public: such changes are few, and must not be missed
+            assert connection.execute("select count(*) from ipfs_changed").fetchone() == (1,)
         await publishing.publish("acme/*", BY)
         await world.look()
         await world.image("acme/api", "v2")
@@ -88,6 +89,30 @@ async def test_a_change_that_is_still_being_committed_is_looked_at_afterwards(da
             await world.look()
             assert await world.all() == {"queued": 4}
             connection.commit()
+        await world.look()
+        assert await world.all() == {"unpinning": 4}
+    finally:
+        db.close()
+
+
+async def test_what_becomes_private_while_it_is_chosen_is_not_missed(database: str) -> None:
+    db = Db(database)
+    try:
+        await migrate(db)
+        publishing = PostgresPublishing(db)
+
+        async def age(seconds: float) -> None:
+            raise AssertionError
+
+        world = World(PostgresCatalog(db), PostgresGarbage(db), publishing, age)
+        await world.image("acme/api", "v1")
+        with psycopg.connect(database) as connection:
+            connection.execute("update repositories set private = true")
+            await publishing.publish("acme/*", BY)
+            await world.look()
+            assert await world.all() == {"queued": 4}
+            connection.commit()
+        assert await publishing.claim(["kubo"], 10, 60.0) == []
         await world.look()
         assert await world.all() == {"unpinning": 4}
     finally:

@@ -54,7 +54,7 @@ create table ipfs_jobs (
 create index ipfs_jobs_due on ipfs_jobs (service, next_at, id) where next_at is not null;
 create index ipfs_jobs_state on ipfs_jobs (service, state);
 
--- In the transaction of the change itself; nothing is noted while nothing is published.
+-- In the transaction of the change itself; no content is noted while nothing is published.
 create function note_ipfs(of_repository bigint) returns void language plpgsql as $$
 begin
     if exists (select from ipfs_patterns) or exists (select from ipfs_wanted where repository_id = of_repository) then
@@ -63,9 +63,10 @@ begin
 end
 $$;
 
+-- Always: somebody may be choosing the repository at this moment, and what becomes private must not be missed.
 create function note_ipfs_repository() returns trigger language plpgsql as $$
 begin
-    perform note_ipfs(old.id);
+    insert into ipfs_changed (repository_id) values (old.id);
     return null;
 end
 $$;
