@@ -124,18 +124,21 @@ class IpfsSource:
 
     async def _first(self, known: Known, start: int, end: int, stack: AsyncExitStack) -> Incoming:
         """The bytes from the first place that has them."""
+        in_part: NotYet | None = None
         for hint in (None, *known.hints):
             if hint is not None and known.info is None:
                 raise RemoteBusy("the piece table is not here yet", 0.5)
             attempt = AsyncExitStack()
             try:
                 incoming = await attempt.enter_async_context(self._from(known, hint, start, end))
+            except NotYet as err:
+                in_part = err
+                continue
             except (NotFound, BadDag):
-                await attempt.aclose()
                 continue
             stack.push_async_exit(attempt.__aexit__)
             return incoming
-        raise NotFound("BLOB_UNKNOWN", f"{self.name} does not have it")
+        raise in_part or NotFound("BLOB_UNKNOWN", f"{self.name} does not have it")
 
     @asynccontextmanager
     async def _from(self, known: Known, hint: Hint | None, start: int, end: int) -> AsyncIterator[Incoming]:
@@ -413,8 +416,13 @@ class IpfsSource:
         known = Known(ref)
         for hint in hints:
             try:
-                hashes = await self._hashes(known, hint)
-            except (NotFound, BadDag, Unreachable):
+                try:
+                    hashes = await self._hashes(known, hint)
+                except NoCar:  # in its course; now it is asked for single blocks
+                    hashes = await self._hashes(known, hint)
+            except BadDag:
+                continue
+            except (NotFound, NotYet, Unreachable):
                 if self.health.usable(trio.current_time()):
                     continue  # it may be the hint that is wrong
                 raise

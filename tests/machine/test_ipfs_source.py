@@ -11,10 +11,20 @@ from typing import Any
 import pytest
 import trio
 
+from p2pregistry.content import car, dag
 from p2pregistry.content.dag import Hint, any_cid, read_hint
 from p2pregistry.content.metainfo import Metainfo
 from p2pregistry.digest import CID_DAG_PB_PREFIX, CID_RAW_PREFIX, Digest, cid_text
-from p2pregistry.errors import NotFound, NotYet, RegistryError, RemoteBusy, RemoteError, SettingsError, Unreachable
+from p2pregistry.errors import (
+    BadContent,
+    NotFound,
+    NotYet,
+    RegistryError,
+    RemoteBusy,
+    RemoteError,
+    SettingsError,
+    Unreachable,
+)
 from p2pregistry.ipfs.gateway_client import GatewayClient
 from p2pregistry.ipfs.kubo import kubo_config
 from p2pregistry.ipfs.kubo_blocks import KuboBlocks
@@ -323,6 +333,21 @@ async def test_what_one_gateway_does_under_a_hint_spoils_it_for_no_other(fault: 
             await source.aclose()
 
 
+async def test_what_is_there_in_part_is_taken_from_the_next_place(autojump_clock: trio.testing.MockClock) -> None:
+    part, whole = make_dag(DATA, chunk=500_000), make_dag(DATA, chunk=400_000)
+    del part.blocks[CID_RAW_PREFIX + Digest.of(DATA[4_000_000:4_500_000]).raw]
+    hints = (Hint(part.root), Hint(whole.root))
+    common = Common({INFO.digest: Known(INFO.ref, INFO, hints)}.get)
+    source = IpfsSource(InMemory(part.blocks | whole.blocks), common)
+    assert await read(source, INFO.digest, 0, MIB) == DATA[:MIB]
+    with pytest.raises((NotYet, Unreachable)):
+        await read(source, INFO.digest, 3 * MIB, len(DATA) - 3 * MIB)  # in its course it is too late
+    assert await read(source, INFO.digest, 4 * MIB, MIB) == DATA[4 * MIB : 5 * MIB]
+    common = Common({INFO.digest: Known(INFO.ref, None, hints)}.get)
+    source = IpfsSource(InMemory(part.blocks | whole.blocks), common)
+    assert Metainfo.of_table(INFO.ref, await source.table(INFO.ref)) == INFO
+
+
 async def test_hints_that_are_no_such_file_are_passed_over() -> None:
     short, folder = make_dag(DATA[:-1]), MadeDag()
     folder.root = folder.put(CID_DAG_PB_PREFIX, dag_pb(b"\x08\x01"))
@@ -379,12 +404,53 @@ class InMemory:
 
 
 class Parts:
+    ordered = False
+
     def __init__(self, parts: list[bytes]) -> None:
         self._parts = parts
 
     async def next(self) -> bytes:
         await trio.lowlevel.checkpoint()
         return self._parts.pop(0) if self._parts else b""
+
+
+async def test_the_table_where_a_car_comes_in_no_order(
+    autojump_clock: trio.testing.MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(dag, "MAX_STORE", 2 * MIB)
+    made = make_dag(DATA, chunk=300_000)
+    # as they were made: the root last
+    back = car.header(made.root) + b"".join(car.section(cid, block) for cid, block in made.blocks.items())
+
+    class Backwards(InMemory):
+        ranges = True
+
+        @asynccontextmanager
+        async def car(self, cid: bytes, start: int, end: int, most: int) -> AsyncIterator[Any]:
+            yield Parts([back[at : at + 100_000] for at in range(0, len(back), 100_000)])
+
+    common = Common({INFO.digest: Known(INFO.ref, None, (Hint(made.root),))}.get)
+    source = IpfsSource(Backwards(made.blocks), common, mode="car")
+    assert Metainfo.of_table(INFO.ref, await source.table(INFO.ref)) == INFO
+
+
+async def test_a_wrong_hint_while_a_gateway_is_busy_is_not_its_fault(autojump_clock: trio.testing.MockClock) -> None:
+    folder = MadeDag()
+    folder.root = folder.put(CID_DAG_PB_PREFIX, dag_pb(b"\x08\x01"))
+
+    class Busy(InMemory):
+        @asynccontextmanager
+        async def block(self, cid: bytes) -> AsyncIterator[Any]:
+            async with super().block(cid) as body:
+                yield body
+            source.health.busy(60.0, trio.current_time())  # so it answered another request
+
+    common = Common({INFO.digest: Known(INFO.ref, None, (Hint(folder.root),))}.get)
+    source = IpfsSource(Busy(folder.blocks), common)
+    source.well = lambda: None  # type: ignore[method-assign]
+    with pytest.raises((NotFound, RemoteError)) as caught:
+        await source.table(INFO.ref)
+    assert not isinstance(caught.value, BadContent), "for which it would be banned"
 
 
 async def test_a_gateway_that_heeds_no_ranges_of_a_large_file_is_asked_for_blocks() -> None:
