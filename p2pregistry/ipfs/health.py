@@ -61,22 +61,24 @@ class Health:
         return news
 
     def busy(self, wait: float, now: float) -> None:
-        """It asks to be left alone for ``wait`` seconds."""
+        """It asks to be left alone for ``wait`` seconds. If it was left out it stays so: a probe decides, later."""
         if self.state in ("ok", "busy"):
             self.state, self.why = "busy", "it asks for fewer requests"
+        if self.state == "busy" or now >= self.until:
             self.until = max(self.until, now + min(max(wait, 0.0), BUSY_MOST))
 
     def failed(self, why: str, now: float, *, at_once: bool = False) -> bool:
         """It gave no proper answer; ``at_once``: to a probe, which any gateway can answer. True if it is left out from
         now on."""
-        if self.state == "banned" or (self.state == "resting" and now < self.until):
+        if self.state in ("banned", "resting") and now < self.until:
             return False
         if self.failures and now - self.failed_at < SPACING and not at_once:
             return False
         self.failures, self.failed_at = self.failures + 1, now
-        if self.state != "resting" and self.failures < FAILURES and not at_once:
+        left_out = self.state in ("banned", "resting")
+        if not left_out and self.failures < FAILURES and not at_once:
             return False
-        news = self.state != "resting"
+        news = not left_out
         self.state, self.why = "resting", why
         self.until = now + min(_REST * 2**self.rests, _REST_MOST)
         self.rests = min(self.rests + 1, 10)

@@ -44,6 +44,8 @@ _REMEMBERED: Final = 10_000
 DERIVE_AFTER: Final = 2.0
 #: Seconds that a block may take where no plan looks after it.
 BLOCK_TIME: Final = 60.0
+#: Seconds that an answer to a probe may take to its end.
+PROBE_TIME: Final = 30.0
 _log = logger(__name__)
 
 Mode = Literal["auto", "raw", "car"]
@@ -340,7 +342,10 @@ class IpfsSource:
     async def probe(self) -> None:
         """Find out whether it is there."""
         try:
-            await self._blocks.probe()
+            with trio.fail_after(PROBE_TIME):
+                await self._blocks.probe()
+        except trio.TooSlowError:
+            self._ill(Unreachable("it does not answer a probe in time"), at_once=True)
         except RemoteBusy as err:
             self.health.busy(err.retry_after, trio.current_time())
         except (RemoteError, NotFound) as err:

@@ -402,6 +402,24 @@ async def test_one_that_was_left_out_is_probed_less_and_less_often_until_it_answ
     assert place.closed
 
 
+async def test_one_that_never_ends_its_answer_to_a_probe_keeps_no_other_from_being_probed(
+    autojump_clock: MockClock,
+) -> None:
+    class Endless(Scripted):
+        async def probe(self) -> None:
+            await trio.sleep(1e6)  # as where a byte comes now and then
+
+    well = Scripted()
+    gateways = Gateways(lambda common: [IpfsSource(place, common) for place in (Endless(), well)], info=lambda _: None)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(gateways.run)
+        await trio.sleep(1)
+        well.there = True
+        await trio.sleep(120)
+        assert [entry["state"] for entry in gateways.status()] == ["resting", "ok"]
+        nursery.cancel_scope.cancel()
+
+
 # --------------------------------------------------------------------------------------------------------------- hints
 
 

@@ -67,6 +67,20 @@ def test_a_liar_is_banned_whatever_else_it_answers() -> None:
     assert health.answered(BAN + 1)
 
 
+def test_a_probe_that_fails_after_a_ban_or_is_answered_with_busy_is_not_made_again_at_once() -> None:
+    health = Health()
+    health.lied("wrong block", 0.0)
+    health.failed("not there", BAN + 1, at_once=True)
+    assert not health.usable(BAN + 1)
+    assert not health.probe_due(BAN + 2)
+    now = BAN + 1 + health.wait(BAN + 1)
+    assert health.probe_due(now)
+    health.busy(40.0, now)
+    assert not health.usable(now + 40), "a probe decides"
+    assert not health.probe_due(now + 39)
+    assert health.probe_due(now + 40)
+
+
 def test_retry_after() -> None:
     assert [retry_after(text) for text in ("3", " 12 ", "0", "9999")] == [3.0, 12.0, 1.0, 600.0]
     for text in (None, "", "-1", "1.5", "Wed, 21 Oct 2026 07:28:00 GMT", "9" * 40, "٣"):
