@@ -155,7 +155,8 @@ def imported(data: bytes) -> list[Imported]:
     if len(lines) > _LINES_MOST:
         raise BadContent("an answer of the IPFS daemon has too many lines")
     read = [_read(line, _Line) for line in lines if line.strip()]
-    return [Imported(line.root.cid.cid, printable(line.root.error or "")) for line in read if line.root is not None]
+    roots = [line.root for line in read if line.root is not None]
+    return [Imported(printable(root.cid.cid), printable(root.error or "")) for root in roots]
 
 
 def file_stat(data: bytes) -> FileStat:

@@ -73,6 +73,12 @@ def test_roots_are_read_line_by_line(roots: list[bytes], error: str) -> None:
     assert all(root.error == answers.printable(error) for root in found)
 
 
+@given(text=st.text(max_size=200))
+def test_a_root_that_is_no_cid_can_be_shown(text: str) -> None:
+    (found,) = answers.imported(json.dumps({"Root": {"Cid": {"/": text}}}).encode())
+    assert not found.cid or found.cid.isprintable()
+
+
 @given(secret=st.text(max_size=40))
 def test_any_secret_becomes_a_header_or_is_refused(secret: str) -> None:
     with suppress(ValueError):
