@@ -89,13 +89,15 @@ class Plan:
         return not self._asks.missing
 
     def in_need(self, now: float) -> bool:
-        """Whether those who are asked first do not deliver: no peer has everything, and the tracker is not there, has
-        just failed, or nothing has come for long."""
+        """Whether those who are asked first do not deliver: nothing has come for long, or no peer has everything, and
+        the tracker is not there or has just failed."""
         asks = self._asks
-        if self._over or self.idle or asks.pool.holder(now):
+        if self._over or self.idle:
             return False
+        if now - asks.moved >= self.limits.starved:
+            return True
         tracker = asks.pool.tracker
-        return tracker is None or tracker.strikes > 0 or now - asks.moved >= self.limits.starved
+        return not asks.pool.holder(now) and (tracker is None or tracker.strikes > 0)
 
     # -- sources ------------------------------------------------------------------------------------------------
 
@@ -351,7 +353,7 @@ class Plan:
             if source.resume > now:
                 least = min(least, source.resume)
         if not self._looking:
-            least = min(least, self._look_at)
+            least = min(least, self._next_look_up)
         if asks.next_at > now:
             least = min(least, asks.next_at)
         return max(least, now + 0.01)
@@ -393,7 +395,14 @@ class Plan:
         return commands
 
     def _look_up_due(self, now: float) -> bool:
-        return now >= self._look_at and (not self._looked or not self._asks.pool.complete)
+        return now >= self._next_look_up
+
+    @property
+    def _next_look_up(self) -> float:
+        """When one is due: where somebody has everything, only once nothing has come of that for long."""
+        if self._looked and self._asks.pool.complete:
+            return max(self._look_at, self._asks.moved + self.limits.starved)
+        return self._look_at
 
     def _lost(self, now: float) -> bool:
         """Whether the last source that has everything has just failed: a look-up is due at once, once for each loss."""

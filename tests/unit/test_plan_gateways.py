@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 
-from p2pregistry.pull.commands import Cancel, Command, Limits, Next, Request
+from p2pregistry.pull.commands import Cancel, Command, Limits, LookUp, Next, Request
 from p2pregistry.pull.plan import Plan
 
 MIB = 1 << 20
@@ -110,3 +110,21 @@ def test_need() -> None:
     assert p.in_need(6.5)
     p.follow_rest(False, 7.0)
     assert not p.in_need(7.0), "nothing is wanted"
+
+
+def test_a_peer_that_has_everything_and_gives_it_in_drops_keeps_nobody_from_those_in_need() -> None:
+    p = plan(1)
+    p.joined("holder", "peer", 0.0)
+    (ask,) = p.begin(0.0)
+    assert isinstance(ask, Request)
+    looked, wakes, now = False, 0, 0.0
+    while now < 10.0:
+        wake = p.wake_at(now)
+        assert wake is not None
+        now, wakes = min(wake, now + 1.0), wakes + 1
+        p.heard(ask.id, now)  # a byte
+        looked = looked or LookUp() in p.tick(now)
+        assert looked <= (now >= p.limits.starved)
+    assert looked
+    assert p.in_need(now)
+    assert wakes < 200, "it is not looked after all the time"
