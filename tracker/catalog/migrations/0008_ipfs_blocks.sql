@@ -3,12 +3,6 @@
 -- Which blob a block of an IPFS DAG is of, for the gateway. Blobs of one piece need nothing: their digest is the hash of
 -- their only block.
 
--- First what pulls can go on beside: the changes of tables that come after it keep everybody else out until the end.
--- Claims are blocks too.
-create index repository_manifests_claim on repository_manifests using hash (sha256(claim::bytea));
--- By the root blobs are found without keys.
-create index blobs_root on blobs using hash (root);
-
 -- For each block of a blob of several pieces (of one whose digest is not sha256, of any size) the first 64 bits of its
 -- hash: the pieces in order, then the inner nodes as content/unixfs.build has them. Who finds a blob compares the rest.
 create table blob_blocks (
@@ -21,6 +15,12 @@ create index blob_blocks_keys on blob_blocks using gin (keys) with (gin_pending_
 -- Blobs that an older program has stored have no keys: the trackers add them.
 alter table blobs add column keyed boolean not null default false;
 create index blobs_unkeyed on blobs (id) where not keyed and (size > 1048576 or get_byte(digest, 0) <> 18);
+-- By the root they are found without keys.
+create index blobs_root on blobs using hash (root);
+
+-- Claims are blocks too. After the tables above: pushes take their locks in this order, and whoever takes them the other
+-- way round ends in a deadlock with one.
+create index repository_manifests_claim on repository_manifests using hash (sha256(claim::bytea));
 
 -- -------------------------------------------------------------------------------------------------------- announces
 
