@@ -24,6 +24,8 @@ from p2pregistry.errors import BadContent, LocalError
 from p2pregistry.image.inventory import Item, Reads, pieces
 
 _CID = 36
+#: Roots in a header.
+_MOST = 65_535
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +60,8 @@ def write_car(
     ``progress`` is told of the bytes as they come. Until all is verified and on the disk, ``path`` is what it was.
     Raises BadContent for bytes, or a stated root, that do not agree with a digest, and LocalError.
     """
+    if len(items) > _MOST:
+        raise BadContent(f"the image has {len(items)} parts, and a CAR names {_MOST} at most")
     roots: list[bytes] = []
     at = len(header(*[bytes(_CID)] * len(items)))
     with _file(path) as file:

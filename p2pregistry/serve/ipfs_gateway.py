@@ -119,7 +119,9 @@ class IpfsGateway:
         if not head:
             await self._turn(request, asked)
         try:
+            came = trio.current_time()
             data = found.data if isinstance(found, Whole) else await self._inner(found)
+            await self._still(asked, came)
         finally:
             if not head:
                 self._slots.give()
@@ -149,14 +151,16 @@ class IpfsGateway:
         """Take a slot. Raises NotFound where the block is not for everybody any more when the turn comes."""
         came = trio.current_time()
         await self._slots.take(request.gone)
-        if trio.current_time() - came < MOMENT:
-            return
         try:
-            if await self._shelf.find(asked.cid) is None:
-                raise unknown()
+            await self._still(asked, came)
         except BaseException:
             self._slots.give()
             raise
+
+    async def _still(self, asked: Asked, since: float) -> None:
+        """Raises NotFound where the block is not for everybody any more, if ``since`` is more than a moment ago."""
+        if trio.current_time() - since >= MOMENT and await self._shelf.find(asked.cid) is None:
+            raise unknown()
 
     async def _open(self, request: Request, asked: Asked, ref: BlobRef) -> OpenBytes:
         """The bytes of a blob, with a slot taken; ``_sent`` gives it back."""
@@ -190,7 +194,9 @@ class IpfsGateway:
             return Response(200, [*headers, ("Content-Length", str(plan.length))])
         blob = await self._open(request, asked, found.ref)
         try:
+            came = trio.current_time()
             plan = await self._plan(asked, found)
+            await self._still(asked, came)
         except BaseException:
             self._slots.give()
             blob.close()

@@ -16,12 +16,14 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from p2pregistry.content.gateway_request import RAW
-from p2pregistry.content.metainfo import Metainfo
+from p2pregistry.content.metainfo import BlobRef, Metainfo
+from p2pregistry.content.subdag import BlockOf, Place
 from p2pregistry.content.unixfs import PIECE_SIZE
 from p2pregistry.digest import CID_RAW_PREFIX, Digest, cid_text
 from p2pregistry.serve import ipfs_gateway
 from p2pregistry.serve.ipfs_gateway import IpfsGateway
 from p2pregistry.serve.peer_api import Slots
+from p2pregistry.store.memory import MemoryBlob
 from p2pregistry.testing.gateway import file_of, gateway_of, public_blocks, read_car
 from p2pregistry.testing.handlers import call
 from p2pregistry.testing.http import PATIENCE, Answer, raw_client, request, running
@@ -302,6 +304,31 @@ async def test_what_becomes_private_while_a_client_waits_is_not_sent(
         assert [answer.status for answer in answers] == [404] * len(targets)
         assert ask.slots._free == 1
         assert ask.served == []
+
+
+@pytest.mark.parametrize("query", ["format=raw", "format=car"])
+async def test_what_becomes_private_while_a_tree_is_built_is_not_sent(
+    query: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ipfs_gateway, "MOMENT", 0.0)
+
+    class Turning:
+        public = True
+
+        async def find(self, cid: bytes) -> BlockOf | None:
+            return BlockOf(INFO.ref, Place(1, 0)) if self.public else None
+
+        async def metainfo(self, ref: BlobRef) -> Metainfo:
+            self.public = False
+            return INFO
+
+        async def open(self, ref: BlobRef) -> MemoryBlob:
+            return MemoryBlob(ref.digest, b"")
+
+    slots = Slots(1, 1)
+    gateway = IpfsGateway(Turning(), slots, served=lambda _count: None)
+    assert (await call(gateway, "GET", f"/ipfs/{cid_text(INFO.root)}?{query}")).status == 404
+    assert slots._free == 1
 
 
 async def test_a_client_that_leaves_frees_its_slot(tmp_path: Path) -> None:

@@ -188,6 +188,12 @@ def test_a_file_that_cannot_be_written(tmp_path: Path) -> None:
         write_car(Liar(SMALL), [blob(SMALL)], tmp_path / "no" / "image.car")
 
 
+def test_an_image_of_more_parts_than_a_header_names_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(BadContent, match="parts"):
+        write_car(Liar(SMALL), [blob(SMALL)] * 65_536, tmp_path / "image.car")
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_two_exports_to_one_file_do_not_disturb_each_other(tmp_path: Path) -> None:
     car = tmp_path / "image.car"
 
