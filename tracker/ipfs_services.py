@@ -102,7 +102,10 @@ class PinService:
         cid, name = job.item.cid, _name(job)
         if job.remote is None:
             pin = await self._pinning.find(cid, name)
-            if pin is None or pin.status == "failed":
+            if pin is not None and pin.status == "failed":
+                await self._pinning.remove(pin.request)  # or it stays there under our name, and nobody unpins it
+                pin = None
+            if pin is None:
                 meta = {"kind": job.item.kind, "digest": str(job.item.digest)}
                 pin = await self._pinning.add(cid, name, self._origins, meta)
             # written down before anything else is made of it: it must be known to be unpinned

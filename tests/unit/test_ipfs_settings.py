@@ -11,6 +11,7 @@ from p2pregistry.errors import SettingsError
 from p2pregistry.objects.kubo import KuboObjects
 from p2pregistry.settings import load
 from tracker.ipfs_services import KuboService, PinService, UploadService, open_services
+from tracker.ipfs_settings import Ipfs
 from tracker.settings import TrackerSettings
 from tracker.storage import kubo_of, open_objects
 
@@ -91,3 +92,15 @@ async def test_services_of_the_settings_are_opened(tmp_path: Path) -> None:
         missing = settings(**{**EVERYTHING, "ipfs.pinning_token": None, "ipfs.pinning_token_file": str(tmp_path / "x")})
         with pytest.raises(SettingsError, match=r"^\$\.ipfs\.pinning_token_file"):
             await open_services(missing, stack)
+
+
+@pytest.mark.parametrize("token", ["t\u00f6ken", "two words", "a\x7f"])
+async def test_a_token_that_no_header_holds_is_refused_at_the_start(token: str) -> None:
+    settings = TrackerSettings(
+        ipfs=Ipfs(services=("pinning",), pinning_url="https://pins.example.com", pinning_token=token)
+    )
+    async with AsyncExitStack() as stack:
+        with pytest.raises(SettingsError) as caught:
+            await open_services(settings, stack)
+    assert "$.ipfs.pinning_token:" in caught.value.message
+    assert token not in caught.value.message
