@@ -39,6 +39,11 @@ _BLOBS: Final = """
 select mb.manifest_id, b.root, b.digest, b.size from manifest_blobs mb join blobs b on b.id = mb.blob_id
 where mb.repository_id = %s and (%s::bigint is null or mb.manifest_id = %s)
 """
+# Each blob with one of the manifests that name it: many share their lowest layers.
+_BLOBS_ONCE: Final = """
+select min(mb.manifest_id), b.root, b.digest, b.size from manifest_blobs mb join blobs b on b.id = mb.blob_id
+where mb.repository_id = %s group by b.id
+"""
 #: Manifests whose bodies are in memory at once.
 _BODIES: Final = 16
 _HAD: Final = "select cid, kind from ipfs_wanted where repository_id = %s"
@@ -323,12 +328,14 @@ def _look_at(
 
 
 def _images(connection: Connection, number: int, *, look: bool, digest: Digest | None = None) -> list[Image]:
-    """``look``: into the manifests, for what says whether they are encrypted and what they list."""
+    """``look``: into the manifests, for what says whether they are encrypted and what they list. Otherwise all of them
+    are wanted, and a blob is given with one of those that name it only."""
     key = None if digest is None else digest_key(digest)
     rows = connection.execute(_IMAGES, (number, key, key)).fetchall()
     only = rows[0][0] if digest is not None and rows else None
     blobs: dict[int, list[Item]] = {}
-    for manifest, root, of_blob, size in connection.execute(_BLOBS, (number, only, only)).fetchall():
+    each = connection.execute(_BLOBS, (number, only, only)) if look else connection.execute(_BLOBS_ONCE, (number,))
+    for manifest, root, of_blob, size in each.fetchall():
         blobs.setdefault(manifest, []).append(Item(bytes(root), "blob", key_digest(of_blob), size))
     inside = _inside(connection, {row[0]: row[2] for row in rows}) if look else {}
     return [_image_of(row, blobs.get(row[0], []), inside.get(row[0], (False, ()))) for row in rows]
