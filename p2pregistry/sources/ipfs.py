@@ -26,7 +26,16 @@ from p2pregistry.content.dag import BadDag, CarWalk, Hint, Nodes, Unproven, Walk
 from p2pregistry.content.metainfo import BlobRef, Metainfo
 from p2pregistry.content.unixfs import PIECE_SIZE, build, links, piece_count
 from p2pregistry.digest import CID_DAG_PB_PREFIX, Digest
-from p2pregistry.errors import BadContent, NotFound, NotYet, RegistryError, RemoteBusy, RemoteError, Unreachable
+from p2pregistry.errors import (
+    BadContent,
+    NoConnection,
+    NotFound,
+    NotYet,
+    RegistryError,
+    RemoteBusy,
+    RemoteError,
+    Unreachable,
+)
 from p2pregistry.ipfs.gateway_client import Body, NoCar, TooLong
 from p2pregistry.ipfs.health import BAN, Health
 from p2pregistry.observe import logger
@@ -38,6 +47,8 @@ from p2pregistry.sources.ipfs_bytes import WINDOW, Checked, Fetched, FromBlocks,
 MANY: Final = 4
 #: Seconds for which a gateway is not asked again for a blob that it has not got.
 ABSENT: Final = 60.0
+#: Seconds for which it is asked under another root after it has failed under one.
+LATER: Final = 10.0
 #: Blobs of which it is remembered that a gateway has them, or has not.
 _REMEMBERED: Final = 10_000
 #: Seconds that are left to others to give a piece table which could only be had here by fetching the whole blob.
@@ -138,6 +149,13 @@ class IpfsSource:
                 continue
             except (NotFound, BadDag):
                 continue
+            except NoConnection:
+                raise
+            except Unreachable:  # many look for long where others say at once that it is not there
+                key = (known.ref.digest, known.ref.root if hint is None else hint.root)
+                if known.hints and key not in self._has:
+                    self._lacks(key, LATER)
+                raise
             stack.push_async_exit(attempt.__aexit__)
             return incoming
         raise in_part or NotFound("BLOB_UNKNOWN", f"{self.name} does not have it")
@@ -187,8 +205,8 @@ class IpfsSource:
                 self._common.is_wrong(known.ref.digest, hint, err.message)
             raise
 
-    def _lacks(self, key: tuple[Digest, bytes]) -> None:
-        self._absent[key] = trio.current_time() + ABSENT
+    def _lacks(self, key: tuple[Digest, bytes], seconds: float = ABSENT) -> None:
+        self._absent[key] = trio.current_time() + seconds
         while len(self._absent) > _REMEMBERED:
             self._absent.popitem(last=False)
 

@@ -414,6 +414,29 @@ class Parts:
         return self._parts.pop(0) if self._parts else b""
 
 
+async def test_a_gateway_that_looks_in_vain_for_long_is_asked_for_the_next_place() -> None:
+    class Slow(InMemory):
+        @asynccontextmanager
+        async def block(self, cid: bytes) -> AsyncIterator[Any]:
+            if cid not in self._blocks:
+                raise Unreachable("it sent nothing for ten seconds")
+            async with super().block(cid) as body:
+                yield body
+
+    good = make_dag(DATA, chunk=400_000)
+    hints = (Hint(CID_DAG_PB_PREFIX + bytes(32)), Hint(good.root))
+    source = IpfsSource(Slow(good.blocks), Common({INFO.digest: Known(INFO.ref, INFO, hints)}.get))
+    for _ in range(2):
+        with pytest.raises(Unreachable):
+            await read(source, INFO.digest, 0, MIB)
+    assert await read(source, INFO.digest, 0, MIB) == DATA[:MIB]
+    assert source.health.state == "ok"
+    alone = IpfsSource(Slow({}), Common({INFO.digest: Known(INFO.ref, INFO)}.get))
+    for _ in range(2):
+        with pytest.raises(Unreachable):  # which may be over in a moment, where there is no other place
+            await read(alone, INFO.digest, 0, MIB)
+
+
 async def test_the_table_where_a_car_comes_in_no_order(
     autojump_clock: trio.testing.MockClock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
