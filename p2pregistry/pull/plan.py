@@ -386,16 +386,13 @@ class Plan:
         if self.idle:
             asks.moved = now
             return commands
-        if not self._looking and (self._lost(now) or self._look_up_due(now)):
+        if not self._looking and (self._lost(now) or now >= self._next_look_up):
             self._looking = True
             commands.append(LookUp())
         if not asks.outs and asks.next_out is None and not self._looking and now - asks.moved >= self._patience(now):
             self._over = True
             commands.append(GiveUp(self._why))
         return commands
-
-    def _look_up_due(self, now: float) -> bool:
-        return now >= self._next_look_up
 
     @property
     def _next_look_up(self) -> float:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractContextManager, asynccontextmanager, suppress
@@ -42,28 +43,40 @@ class Fetched(Incoming, Protocol):
         """Wait for the first bytes."""
 
 
-class FromBlocks:
-    """A range out of blocks that are fetched a few at a time."""
+class _Walked(ABC):
+    """A range that is fetched step by step, as a walk wants it."""
 
-    def __init__(self, source: Giver, nursery: trio.Nursery, walk: Walk) -> None:
-        self._source, self._nursery, self._walk = source, nursery, walk
-        self._gets: dict[int, _Get] = {}
+    def __init__(self, walk: Walk | CarWalk) -> None:
+        self._way = walk
         self._out: deque[memoryview] = deque()
-        self._news = trio.Event()
+
+    @abstractmethod
+    async def _advance(self) -> None:
+        """One step: more bytes to give out, or nearer to it. Raises RemoteError, NotFound."""
 
     async def begin(self) -> None:
         """See Fetched."""
-        while not self._out and not self._walk.done:
+        while not self._out and not self._way.done:
             await self._advance()
 
     async def read_into(self, buffer: memoryview) -> int:
         """See Incoming."""
         await trio.lowlevel.checkpoint()
         while not self._out:
-            if self._walk.done:
+            if self._way.done:
                 raise Unreachable("the blob has fewer bytes than were wanted")
             await self._advance()
         return _pour(self._out, buffer)
+
+
+class FromBlocks(_Walked):
+    """A range out of blocks that are fetched a few at a time."""
+
+    def __init__(self, source: Giver, nursery: trio.Nursery, walk: Walk) -> None:
+        super().__init__(walk)
+        self._source, self._nursery, self._walk = source, nursery, walk
+        self._gets: dict[int, _Get] = {}
+        self._news = trio.Event()
 
     async def _advance(self) -> None:
         """One step: ask for blocks, take one that is whole, give out what has come, or wait."""
@@ -142,26 +155,12 @@ class _Get:
     failure: RegistryError | None = None
 
 
-class FromCar:
+class FromCar(_Walked):
     """A range out of a CAR."""
 
     def __init__(self, source: Giver, body: Body, walk: CarWalk) -> None:
+        super().__init__(walk)
         self._source, self._body, self._walk = source, body, walk
-        self._out: deque[memoryview] = deque()
-
-    async def begin(self) -> None:
-        """See Fetched."""
-        while not self._out and not self._walk.done:
-            await self._advance()
-
-    async def read_into(self, buffer: memoryview) -> int:
-        """See Incoming."""
-        await trio.lowlevel.checkpoint()
-        while not self._out:
-            if self._walk.done:
-                raise Unreachable("the blob has fewer bytes than were wanted")
-            await self._advance()
-        return _pour(self._out, buffer)
 
     async def _advance(self) -> None:
         chunk = await self._source.read(self._body)
