@@ -1,11 +1,15 @@
 """The parts of the demonstration that need no processes."""
 
+import hashlib
 import io
 
+import httpx
 import pytest
+import trio.testing
 from rich.console import Console
 
-from p2pregistry.demo import counters
+from p2pregistry.demo import counters, pushed_manifest
+from p2pregistry.errors import BadContent
 from p2pregistry.screen import PlainScreen, RichScreen
 
 METRICS = """\
@@ -41,3 +45,20 @@ def test_a_spinner_rests_when_nothing_is_being_done(monkeypatch: pytest.MonkeyPa
     screen.step("Stopping")
     screen.stop()
     assert "Stopping ..." in shown.getvalue()
+
+
+async def test_a_tag_of_an_earlier_demonstration_is_waited_for(autojump_clock: trio.testing.MockClock) -> None:
+    bodies = [b"old", b"old", b"new"]
+
+    def node(_request: httpx.Request) -> httpx.Response:
+        return httpx.Response(200, content=bodies.pop(0) if len(bodies) > 1 else bodies[0])
+
+    async with httpx.AsyncClient(transport=httpx.MockTransport(node)) as client:
+        asked = await pushed_manifest(client, "http://node/v2/demo/hello", digest(b"new"))
+        assert asked == trio.current_time(), "what came before does not count"
+        with pytest.raises(BadContent, match="another manifest"):
+            await pushed_manifest(client, "http://node/v2/demo/hello", digest(b"never"))
+
+
+def digest(data: bytes) -> str:
+    return "sha256:" + hashlib.sha256(data).hexdigest()
